@@ -1,0 +1,28 @@
+"""hf_i2v: any Hugging Face image transformer becomes a video model. Importing it registers everything with peft and
+transformers."""
+
+from .backbones import UnsupportedBackboneError
+from .config import I2VTunerConfig
+from .methods.linear_adapter import LinearAdapterConfig
+from .methods.stdha import STDHAConfig
+from .methods.zeroi2v import ZeroI2VConfig
+from .modeling_i2v import I2VConfig, I2VForVideoClassification, I2VModel
+from .registration import register_method
+from .tuner import I2VTuner
+from .version import __version__
+
+for _config in (STDHAConfig, LinearAdapterConfig, ZeroI2VConfig):
+    register_method(_config, I2VTuner)
+
+__all__ = [
+    "I2VConfig",
+    "I2VForVideoClassification",
+    "I2VModel",
+    "I2VTuner",
+    "I2VTunerConfig",
+    "LinearAdapterConfig",
+    "STDHAConfig",
+    "UnsupportedBackboneError",
+    "ZeroI2VConfig",
+    "__version__",
+]

@@ -1,0 +1,216 @@
+"""One transformer block with its sites, where a method may act.
+
+    x ── before ──► norm1 ─ attention_in ─ attention ─ attention_out ─► + ── between ──►
+         norm2 ─┬─ mlp_in ─ mlp ─ mlp_out ─► + ── after ──► x
+                └─ parallel ───────────────► +
+
+A backbone's block becomes a `VideoBlock` by taking on a class that derives from both (as FSDP2 does): its weights,
+names, hooks, output capturing and gradient checkpointing stay what they were.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+
+from .backbones import BlockParts, without_peft
+from .config import SITES
+from .frames import frames_in_flight
+from .methods.stdha import TimeShift, TimeShiftConfig
+
+
+class Swapped:
+    """A module whose class was swapped for one that derives from `Swapped` and its own. Can be copied and pickled."""
+
+    def __reduce_ex__(self, protocol):
+        return _rebuild, (*type(self).__bases__,), self.__dict__
+
+
+def swap_in(module: nn.Module, mixin: type) -> None:
+    """Let `mixin` come before the module's own class."""
+    module.__class__ = _mixed(mixin, type(module))
+
+
+def swap_out(module: nn.Module) -> None:
+    """Give a swapped module its own class back."""
+    module.__class__ = type(module).__bases__[1]
+
+
+@cache
+def _mixed(mixin: type, cls: type) -> type:
+    # same name: wrap policies, device maps and transformers' registries know a block by it
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (mixin, cls), names)
+
+
+def _rebuild(mixin: type, cls: type) -> nn.Module:
+    mixed = _mixed(mixin, cls)
+    return mixed.__new__(mixed)
+
+
+class I2VLayer(nn.Module, BaseTunerLayer):
+    """What peft sees of a method: containers keyed by the adapter's name, and which adapters are active."""
+
+    def __init__(self, adapter_name: str):
+        super().__init__()
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self.merged_adapters = []
+
+    def working_adapters(self) -> list[str]:
+        """Names of the adapters that take part in a forward pass."""
+        return [] if self.disable_adapters else list(dict.fromkeys([*self.merged_adapters, *self.active_adapters]))
+
+
+class Sites(I2VLayer):
+    """The tuner layer of a block: per site and adapter the modules of its methods, by method name."""
+
+    adapter_layer_names = SITES
+    other_param_names = ("time_offsets",)
+
+    def __init__(self, block: "VideoBlock", adapter_name: str):
+        super().__init__(adapter_name)
+        self.__dict__["block"] = block  # not a submodule
+        for site in SITES:
+            setattr(self, site, nn.ModuleDict())
+        self.time_offsets: dict[str, tuple[int, ...]] = {}
+        self._unmerged_weights: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
+
+    def at(self, site: str) -> Iterator[nn.Module]:
+        """Modules to run at `site`, in order. Merged ones are in the weights already."""
+        adapters = getattr(self, site)
+        for name in self.working_adapters():
+            if name in adapters and name not in self.merged_adapters:
+                yield from adapters[name].values()
+
+    def shift(self) -> tuple[int, ...] | None:
+        """Time offsets that the working adapters bring, or None if they leave them to the model."""
+        offsets = {self.time_offsets[name] for name in self.working_adapters() if name in self.time_offsets}
+        if len(offsets) > 1:
+            raise ValueError(
+                f"The active adapters {self.working_adapters()} shift the same heads differently: {sorted(offsets)}. "
+                "Activate only one of them."
+            )
+        return offsets.pop() if offsets else None
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Fold the linear adapters into the block's weights: on the input side W ← W·A, on the output side W ← A·W.
+
+        Raises:
+            ValueError: with `safe_merge`, a weight would not be finite; the block is left as it was.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            merged = {}
+            for site in ("attention_in", "attention_out", "mlp_in", "mlp_out"):
+                for module in getattr(self, site)[name].values() if name in getattr(self, site) else ():
+                    A, a = module.affine()
+                    for linear in self.block.linears_at(site):
+                        _fold_affine(linear, A, a, output_side=site.endswith("_out"), merged=merged)
+            if safe_merge and not all(torch.isfinite(value).all() for value in merged.values()):
+                raise ValueError(
+                    f"NaNs or infinities detected in the merged weights. The adapter {name} seems to be broken"
+                )
+            self._unmerged_weights[name] = [(parameter, parameter.data) for parameter in merged]
+            for parameter, value in merged.items():
+                parameter.data = value.to(parameter.dtype)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Put the weights from before the merges back, exactly."""
+        while self.merged_adapters:
+            for parameter, value in self._unmerged_weights.pop(self.merged_adapters.pop()):
+                parameter.data = value
+
+
+def _fold_affine(linear: nn.Linear, A: torch.Tensor, a: torch.Tensor, *, output_side: bool, merged: dict) -> None:
+    """Add to `merged` the float32 (or wider) weight and bias of A·(W x + b) + a, or of W·(A x + a) + b."""
+    if linear.bias is None:
+        raise ValueError(
+            f"A linear adapter stands beside {linear}, which has no bias to take its constant part. "
+            "Choose adapter_sites without it, or use the unmerged model."
+        )
+    W = merged.get(linear.weight, linear.weight.detach()).to(A.dtype)
+    b = merged.get(linear.bias, linear.bias.detach()).to(A.dtype)
+    A, a = A.detach().to(W.device), a.detach().to(W.device)
+    if output_side:
+        merged[linear.weight], merged[linear.bias] = A @ W, A @ b + a
+    else:
+        merged[linear.weight], merged[linear.bias] = W @ A, W @ a + b
+
+
+class VideoBlock(Swapped):
+    """A backbone's block that knows the number of frames, shifts heads in time, and runs what stands at its sites.
+
+    `time_offsets` are the model's own (after a merge, or by its config); an active STDHA adapter replaces them.
+    """
+
+    block_parts: BlockParts
+    time_offsets: tuple[int, ...]
+
+    def __call__(self, *args, **kwargs):
+        # outside of gradient checkpointing, whose second run must see the same number of frames on any thread
+        return super().__call__(*args, num_frames=frames_in_flight(), **kwargs)
+
+    def forward(self, x_MND: torch.Tensor, attention_mask=None, *, num_frames: int, **kwargs) -> torch.Tensor:
+        parts = self.block_parts
+        sites = self._modules.get("sites")
+        if sites is not None and sites.disable_adapters and sites.merged:
+            sites.unmerge()
+
+        def run(site, x):
+            for module in sites.at(site) if sites is not None else ():
+                x = module(x, num_frames=num_frames, block=self)
+            return x
+
+        shift = sites.shift() if sites is not None else None
+        shift = self.time_offsets if shift is None else shift
+        if shift:
+            attention_mask = TimeShift(attention_mask, num_frames, shift)
+
+        x_MND = run("before", x_MND)
+        h_MND = run("attention_in", getattr(self, parts.norm1)(x_MND))
+        h_MND = getattr(self, parts.attention)(h_MND, attention_mask, **kwargs)[0]
+        x_MND = x_MND + self._through(parts.after_attention, run("attention_out", h_MND))
+
+        x_MND = run("between", x_MND)
+        n_MND = getattr(self, parts.norm2)(x_MND)
+        h_MND = getattr(self, parts.mlp)(run("mlp_in", n_MND))
+        h_MND = self._through(parts.after_mlp, run("mlp_out", h_MND))
+        for module in sites.at("parallel") if sites is not None else ():
+            h_MND = h_MND + module(n_MND, num_frames=num_frames, block=self)
+        return run("after", x_MND + h_MND)
+
+    def _through(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
+        for name in names:
+            x = getattr(self, name)(x)
+        return x
+
+    def linears_at(self, site: str) -> list[nn.Linear]:
+        """The frozen projections that directly follow an `_in` site, or directly precede an `_out` site."""
+        parts = self.block_parts
+        attention, mlp = getattr(self, parts.attention), getattr(self, parts.mlp)
+        names = {
+            "attention_in": [(attention, name) for name in ("q_proj", "k_proj", "v_proj")],
+            "attention_out": [(attention, parts.attention_output)],
+            "mlp_in": [(mlp, name) for name in parts.mlp_inputs],
+            "mlp_out": [(mlp, parts.mlp_output)],
+        }
+        return [without_peft(getattr(module, name)) for module, name in names[site]]
+
+
+def to_video_block(block: nn.Module, parts: BlockParts, time_offsets: tuple[int, ...] = ()) -> None:
+    """Turn a backbone's block into a `VideoBlock`, in place."""
+    swap_in(block, VideoBlock)
+    block.block_parts, block.time_offsets = parts, time_offsets
+    attention = getattr(block, parts.attention)
+    attention.config = TimeShiftConfig(attention)
+
+
+def to_image_block(block: VideoBlock) -> None:
+    """Undo `to_video_block`."""
+    attention = getattr(block, block.block_parts.attention)
+    attention.config = attention.config.wrapped
+    del block.block_parts, block.time_offsets
+    swap_out(block)

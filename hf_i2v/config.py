@@ -1,0 +1,67 @@
+"""The configuration that all methods share."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from peft import PeftConfig
+from torch import nn
+
+from .backbones import Backbone
+from .registration import register_peft_type
+
+SITES = ("before", "attention_in", "attention_out", "between", "mlp_in", "mlp_out", "parallel", "after")
+
+
+@dataclass
+class I2VTunerConfig(PeftConfig):
+    """What every method's configuration has. A method subclasses it and fills some sites of a block.
+
+    Args:
+        num_frames: frames per clip T; on a model that has its own (`I2VForVideoClassification`) it may stay None.
+        layers_to_transform: indices of the blocks to adapt; None adapts all.
+        modules_to_save: further modules to train and save; the method's own choice (final norm, classifier) is
+            added when the adapter is attached.
+    """
+
+    method_name: ClassVar[str]
+    target_modules: ClassVar[None] = None  # the blocks are found by structure; peft asks for the attribute
+    uses_temporal_embedding: ClassVar[bool] = False
+    trains_final_norm: ClassVar[bool] = False
+
+    num_frames: int | None = field(default=None, metadata={"help": "Number of frames per clip."})
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the blocks to adapt. All if None."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules apart from the adapter to be trained and saved with it."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.peft_type = register_peft_type(self.method_name)
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"num_frames ({self.num_frames}) must be >= 1")
+        if isinstance(self.layers_to_transform, int):
+            self.layers_to_transform = [self.layers_to_transform]
+
+    def resolve(self, backbone: Backbone) -> None:
+        """Replace every default that depends on the model by its value, and check the values against the model.
+
+        Called before anything is changed; `num_frames` is known by then.
+        """
+        num_blocks = len(backbone.blocks)
+        for layer in self.layers_to_transform or []:
+            if not 0 <= layer < num_blocks:
+                raise ValueError(f"layers_to_transform has {layer}, but the model has blocks 0 to {num_blocks - 1}.")
+
+    def adapts(self, layer: int) -> bool:
+        """Whether block number `layer` is adapted."""
+        return self.layers_to_transform is None or layer in self.layers_to_transform
+
+    def site_modules(self, backbone: Backbone, layer: int) -> dict[str, nn.Module]:
+        """New modules for the sites of block number `layer`, by site name."""
+        return {}
+
+    def head_time_offsets(self, layer: int) -> tuple[int, ...]:
+        """Frame offsets of the first heads of block number `layer`; () if none is shifted."""
+        return ()

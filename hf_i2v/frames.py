@@ -1,0 +1,79 @@
+"""Frames of a clip: folding them into the batch, pooling over them, and how many of them a forward pass works on.
+
+Legend for shapes in this package: `B` clip, `T` frame, `N` token of a frame, `D` width, `H` head, `K` head width,
+`R` bottleneck, `M = B·T` frame of the batch; pixels are `C`, `h`, `w`.
+"""
+
+from contextlib import contextmanager
+
+import torch
+
+# ContextVar's thread safety where Python runs, and a plain global while torch.compile traces (it cannot trace one).
+from transformers.utils.output_capturing import CompileableContextVar
+
+_frames_in_flight = CompileableContextVar("hf_i2v_num_frames")
+
+
+def frames_in_flight() -> int:
+    """Number of frames T per clip at this point of the running forward pass."""
+    num_frames = _frames_in_flight.get()
+    if num_frames is None:
+        raise RuntimeError(
+            "A block of a video model ran outside the model's own forward, so the number of frames is unknown. "
+            "Call the whole model with `pixel_values` of shape (B, T, C, H, W)."
+        )
+    return num_frames
+
+
+def continue_with(num_frames: int) -> None:
+    """Tell the blocks that follow that the clip now has `num_frames` frames."""
+    _frames_in_flight.set(num_frames)
+
+
+@contextmanager
+def working_on(num_frames: int):
+    """Everything called inside works on clips of `num_frames` frames."""
+    token = _frames_in_flight.set(num_frames)
+    try:
+        yield
+    finally:
+        _frames_in_flight.reset(token)
+
+
+def fold(pixel_values: torch.Tensor, num_frames: int | None = None) -> tuple[torch.Tensor, int]:
+    """Lay the frames of all clips behind one another, as an image model takes them.
+
+    Args:
+        pixel_values: (B, T, C, h, w); or (B·T, C, h, w), frames of one clip contiguous, together with `num_frames`.
+        num_frames: T. Needed for 4-D pixels; for 5-D pixels it must agree with them if given.
+
+    Returns:
+        (B·T, C, h, w) and T.
+
+    Raises:
+        ValueError: pixels that are neither, 4-D pixels without `num_frames`, or a batch that T does not divide.
+    """
+    shape = tuple(pixel_values.shape)
+    if pixel_values.ndim == 5:
+        if num_frames is not None and num_frames != shape[1]:
+            raise ValueError(f"num_frames ({num_frames}) does not agree with pixel_values (B, T, C, H, W) of {shape}.")
+        return pixel_values.flatten(0, 1), shape[1]
+    if pixel_values.ndim != 4:
+        raise ValueError(
+            f"pixel_values must be (B, T, C, H, W), or (B*T, C, H, W) together with num_frames, but is {shape}."
+        )
+    if num_frames is None:
+        raise ValueError(
+            f"pixel_values is 4-D {shape}, so it is unclear which frames belong to one clip. Pass clips as "
+            "(B, T, C, H, W), or say num_frames=T in the call for frames as (B*T, C, H, W)."
+        )
+    if num_frames < 1 or shape[0] % num_frames:
+        raise ValueError(
+            f"A batch of {shape[0]} frames {shape} cannot be split into clips of num_frames={num_frames} frames."
+        )
+    return pixel_values, num_frames
+
+
+def unfold(x: torch.Tensor, num_clips: int) -> torch.Tensor:
+    """(B·T, …) → (B, T, …)."""
+    return x.unflatten(0, (num_clips, -1))

@@ -1,0 +1,82 @@
+"""Linear adapters: bottlenecks without a non-linearity, which fold into the frozen weights after training.
+
+Paper: ZeroI2V (arXiv 2310.01324), section 3.3:  y = x + s·(W₂ (W₁ x + b₁) + b₂), so y = A x + a with
+A = I + s·W₂W₁ and a = s·(W₂b₁ + b₂). At the input of a frozen layer W x + b it becomes W A, b + W a; at the output
+A W, A b + a.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..backbones import Backbone
+from ..config import I2VTunerConfig
+
+MERGEABLE_SITES = ("attention_in", "attention_out", "mlp_in", "mlp_out")
+
+
+class LinearAdapter(nn.Module):
+    """y = x + s·(W₂·drop(W₁x + b₁) + b₂) on (…, D); the identity at the start."""
+
+    def __init__(self, width: int, bottleneck: int, scale: float, dropout: float):
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck)
+        self.dropout = nn.Dropout(dropout)
+        self.up = nn.Linear(bottleneck, width)
+        self.scale = scale
+        nn.init.trunc_normal_(self.down.weight, std=0.02)
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: torch.Tensor, **_) -> torch.Tensor:
+        delta = self.up(self.dropout(self.down(x.to(self.down.weight.dtype))))
+        return x + (self.scale * delta).to(x.dtype)
+
+    def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (D, D) and a (D,) of the equivalent y = A x + a, in float32 or wider."""
+        dtype = torch.promote_types(self.down.weight.dtype, torch.float32)
+        down, up = self.down.weight.to(dtype), self.up.weight.to(dtype)
+        A = self.scale * (up @ down)
+        A.diagonal().add_(1.0)
+        return A, self.scale * (up @ self.down.bias.to(dtype) + self.up.bias.to(dtype))
+
+
+@dataclass
+class LinearAdapterConfig(I2VTunerConfig):
+    """Configuration of the linear adapters (arXiv 2310.01324).
+
+    Args:
+        adapter_ratio: bottleneck width as a share of the model's width D.
+        adapter_scale: s; the paper uses 0.5, and 1.0 on Something-Something-v2.
+        adapter_dropout: dropout in the bottleneck during training.
+        adapter_sites: where adapters stand, of attention_in (shared by q, k, v), attention_out, mlp_in, mlp_out.
+    """
+
+    method_name = "linear_adapter"
+    trains_final_norm = True
+
+    adapter_ratio: float = field(default=0.25, metadata={"help": "Bottleneck width relative to the model's width."})
+    adapter_scale: float = field(default=0.5, metadata={"help": "Scale s of the adapter's branch; 1.0 for SSv2."})
+    adapter_dropout: float = field(default=0.1, metadata={"help": "Dropout in the bottleneck while training."})
+    adapter_sites: list[str] = field(
+        default_factory=lambda: list(MERGEABLE_SITES),
+        metadata={"help": f"Sites with an adapter, some of {MERGEABLE_SITES}."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = set(self.adapter_sites) - set(MERGEABLE_SITES)
+        if unknown or not self.adapter_sites:
+            raise ValueError(f"adapter_sites {self.adapter_sites} must be some of {list(MERGEABLE_SITES)}")
+        if not self.adapter_ratio > 0:
+            raise ValueError(f"adapter_ratio ({self.adapter_ratio}) must be > 0")
+        if not 0 <= self.adapter_dropout < 1:
+            raise ValueError(f"adapter_dropout ({self.adapter_dropout}) must lie in [0, 1)")
+
+    def site_modules(self, backbone: Backbone, layer: int) -> dict[str, nn.Module]:
+        bottleneck = max(1, int(backbone.hidden_size * self.adapter_ratio))
+        return {
+            site: LinearAdapter(backbone.hidden_size, bottleneck, self.adapter_scale, self.adapter_dropout)
+            for site in self.adapter_sites
+        }

@@ -1,0 +1,262 @@
+"""The artefact that goes to the Hub: an image model's weights and what makes it a video model, in one folder."""
+
+from typing import Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForVideoClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+
+from .backbones import find_backbone
+from .methods.stdha import check_time_offsets, trim
+from .video import VideoEmbeddings, to_video
+
+
+@strict
+class I2VConfig(PreTrainedConfig):
+    """Configuration of a video model made from an image model.
+
+    Args:
+        image_config: the image model's own configuration.
+        num_frames: frames per clip T.
+        time_offsets: STDHA's frame offsets per head; one list for all blocks, or a list per block. None: no shift.
+        temporal_embedding: whether a temporal embedding (T, D) is added to the tokens of each frame.
+        pooling: "after_norm": final norm of each frame, then the mean over the frames.
+        add_pooling_layer: whether the image model has the pooler that ViT has as an option.
+        classifier_dropout: dropout before the classifier.
+    """
+
+    model_type = "i2v"
+    sub_configs_defaults = {"image_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model")}
+
+    image_config: dict | PreTrainedConfig | None = None
+    num_frames: int = 8
+    time_offsets: list | None = None
+    temporal_embedding: bool = False
+    pooling: Literal["after_norm"] = "after_norm"
+    add_pooling_layer: bool = False
+    classifier_dropout: float | int = 0.5
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.image_config, PreTrainedConfig):  # keep the kernel that the image model was loaded with
+            kwargs.setdefault("attn_implementation", self.image_config._attn_implementation)
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.image_config.hidden_size
+
+    def describe_time(self, model: nn.Module) -> None:
+        """Take over how the video backbone inside `model` is made and what it does in time."""
+        backbone = find_backbone(model)
+        self.add_pooling_layer = getattr(backbone.model, "pooler", None) is not None
+        offsets = [list(block.time_offsets) for block in backbone.blocks.values()]
+        self.time_offsets = offsets if any(offsets) else None
+        if all(block == offsets[0] for block in offsets):
+            self.time_offsets = offsets[0] or None
+        self.temporal_embedding = backbone.embeddings.temporal_embedding is not None
+
+    def block_time_offsets(self, num_blocks: int) -> list[tuple[int, ...]]:
+        """STDHA's offsets for each block."""
+        offsets = self.time_offsets or []
+        if offsets and all(isinstance(block, (list, tuple)) for block in offsets):
+            if len(offsets) != num_blocks:
+                raise ValueError(f"time_offsets has {len(offsets)} lists, but the model has {num_blocks} blocks.")
+            return [trim(block) for block in offsets]
+        return [trim(offsets)] * num_blocks
+
+
+class I2VPreTrainedModel(PreTrainedModel):
+    config: I2VConfig
+    base_model_prefix = "i2v"
+    main_input_name = "pixel_values"
+    input_modalities = ("video",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, VideoEmbeddings):
+            if module.temporal_embedding is not None:
+                init.zeros_(module.temporal_embedding)
+        elif isinstance(module, nn.Linear):  # the classifier; the image model initialises itself
+            init.trunc_normal_(module.weight, std=0.02)
+            init.zeros_(module.bias)
+
+
+class I2VModel(I2VPreTrainedModel):
+    """A video model without a head: (B, T, C, h, w) → a clip feature (B, D)."""
+
+    def __init__(self, config: I2VConfig, image_model: nn.Module | None = None):
+        super().__init__(config)
+        self.image_model = _image_model(config) if image_model is None else image_model
+        backbone = find_backbone(self.image_model)
+        to_video(backbone)
+        for block, offsets in zip(
+            backbone.blocks.values(), config.block_time_offsets(len(backbone.blocks)), strict=True
+        ):
+            check_time_offsets(list(offsets), backbone.num_heads, config.num_frames)
+            block.time_offsets = offsets
+        if config.temporal_embedding and backbone.embeddings.temporal_embedding is None:
+            backbone.embeddings.temporal_embedding = nn.Parameter(torch.zeros(config.num_frames, backbone.hidden_size))
+        self._no_split_modules = list(getattr(self.image_model, "_no_split_modules", None) or [])
+        self.post_init()
+
+    @classmethod
+    def from_video_backbone(cls, image_model: nn.Module, *, num_frames: int) -> "I2VModel":
+        """Wrap a backbone that was adapted and merged, so that it saves and loads as the video model it is."""
+        config = I2VConfig(image_config=image_model.config, num_frames=num_frames)
+        config.describe_time(image_model)
+        keep_from_initialisation(image_model)
+        return cls(config, image_model).train(image_model.training)
+
+    def forward(
+        self, pixel_values: torch.Tensor, num_frames: int | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling | tuple:
+        """
+        Args:
+            pixel_values: (B, T, C, h, w), or (B·T, C, h, w) together with `num_frames`.
+
+        Returns:
+            `pooler_output` (B, D), `last_hidden_state` (B, T, N, D), and (B, T, …) for what else is asked for.
+        """
+        return self.image_model(pixel_values, num_frames=num_frames, **kwargs)
+
+
+class I2VForVideoClassification(I2VPreTrainedModel):
+    """A video model with a classifier: clip feature → dropout → linear → logits (B, num_labels)."""
+
+    def __init__(self, config: I2VConfig, image_model: nn.Module | None = None):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.i2v = I2VModel(config, image_model)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self._no_split_modules = self.i2v._no_split_modules
+        self.post_init()
+
+    @classmethod
+    def from_image_model(
+        cls,
+        pretrained_model_name_or_path: str,
+        *,
+        num_frames: int = 8,
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        label2id: dict[str, int] | None = None,
+        allow_random_base: bool = False,
+        classifier_dropout: float = 0.5,
+        **kwargs,
+    ) -> "I2VForVideoClassification":
+        """A video model from an image checkpoint, ready to be adapted. Its classifier is new.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub repository with a vision transformer, or with a model
+                that holds one (CLIP, an image classifier).
+            num_frames: frames per clip T.
+            num_labels, id2label, label2id: as everywhere in transformers.
+            allow_random_base: go on although the checkpoint leaves weights of the backbone uninitialised.
+            classifier_dropout: dropout before the classifier.
+            kwargs: for the image model's `from_pretrained` (`dtype`, `attn_implementation`, `revision`, …).
+
+        Raises:
+            ValueError: the checkpoint has no or misshapen weights for a part of the backbone.
+            UnsupportedBackboneError: it is no vision transformer that can be adapted.
+        """
+        image_model = _pretrained_image_model(pretrained_model_name_or_path, allow_random_base, kwargs)
+        labels = {"id2label": id2label, "label2id": label2id}
+        labels = {key: value for key, value in labels.items() if value is not None}
+        if id2label is None and num_labels is not None:
+            labels["num_labels"] = num_labels
+        config = I2VConfig(
+            image_config=image_model.config, num_frames=num_frames, classifier_dropout=classifier_dropout, **labels
+        )
+        keep_from_initialisation(image_model)
+        model = cls(config, image_model).to(image_model.dtype).eval()
+        model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
+        return model
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_frames: int | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> ImageClassifierOutput | tuple:
+        """
+        Args:
+            pixel_values: (B, T, C, h, w), or (B·T, C, h, w) together with `num_frames`.
+            labels: (B,) class indices; for other problem types as in transformers' sequence classification.
+
+        Returns:
+            `logits` (B, num_labels), and `loss` when `labels` are given.
+        """
+        outputs = self.i2v(pixel_values, num_frames=num_frames, return_dict=True, **kwargs)
+        feature_BD = outputs.pooler_output
+        logits = self.classifier(self.dropout(feature_BD.to(self.classifier.weight.dtype)))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        outputs = ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return outputs if return_dict else outputs.to_tuple()
+
+
+def keep_from_initialisation(module: nn.Module) -> None:
+    """Mark weights as loaded, so that a new model around them does not initialise them again."""
+    for child in module.modules():
+        child._is_hf_initialized = True
+    for parameter in module.parameters():
+        parameter._is_hf_initialized = True
+
+
+def _image_model(config: I2VConfig) -> nn.Module:
+    pooler = _pooler_argument(type(config.image_config), config.add_pooling_layer)
+    return AutoModel.from_config(config.image_config, **pooler)
+
+
+def _pooler_argument(config_class: type, add_pooling_layer: bool) -> dict:
+    """The argument by which ViT takes or leaves its pooler; {} for models that have no such choice."""
+    takes_it = "add_pooling_layer" in MODEL_MAPPING[config_class].__init__.__code__.co_varnames
+    return {"add_pooling_layer": add_pooling_layer} if takes_it else {}
+
+
+def _pretrained_image_model(name: str, allow_random_base: bool, kwargs: dict) -> nn.Module:
+    config = AutoConfig.from_pretrained(name, **{k: kwargs[k] for k in ("revision", "token") if k in kwargs})
+    config_class = type(getattr(config, "vision_config", config))
+    if config_class not in MODEL_MAPPING:
+        raise ValueError(f"{name} holds a {config.model_type!r} model, which transformers has no image model for.")
+    model_class = MODEL_MAPPING[config_class]
+    kwargs |= _pooler_argument(config_class, False)  # no part of the published heads, nor of many checkpoints
+    image_model, info = model_class.from_pretrained(
+        name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+    )
+    problems = [f"missing: {key}" for key in sorted(info["missing_keys"])]
+    problems += [f"mismatched: {key}" for key in sorted(map(str, info["mismatched_keys"]))]
+    if problems and not allow_random_base:
+        shown = "\n  ".join(problems[:20] + (["…"] if len(problems) > 20 else []))
+        raise ValueError(
+            f"{name} leaves {len(problems)} weights of its {model_class.__name__} uninitialised:\n  {shown}\n"
+            "An adapter on random frozen weights is worthless. Use a complete checkpoint, or say "
+            "allow_random_base=True if that is what you want."
+        )
+    return image_model
+
+
+AutoConfig.register("i2v", I2VConfig, exist_ok=True)
+AutoModel.register(I2VConfig, I2VModel, exist_ok=True)
+AutoModelForVideoClassification.register(I2VConfig, I2VForVideoClassification, exist_ok=True)

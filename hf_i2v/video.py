@@ -1,0 +1,187 @@
+"""An image model that takes clips: the video counterparts of the backbone's embeddings and of the whole."""
+
+from contextlib import suppress
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging
+
+from .backbones import Backbone, UnsupportedBackboneError
+from .block import I2VLayer, Swapped, VideoBlock, swap_in, swap_out, to_image_block, to_video_block
+from .frames import fold, frames_in_flight, unfold, working_on
+
+logger = logging.get_logger(__name__)
+
+
+class TemporalEmbedding(I2VLayer):
+    """The tuner layer of the embeddings: one temporal embedding (T, D) per adapter that has one."""
+
+    adapter_layer_names = ("temporal_embedding",)
+
+    def __init__(self, adapter_name: str):
+        super().__init__(adapter_name)
+        self.temporal_embedding = nn.ParameterDict()
+
+    def working_embeddings(self) -> list[torch.Tensor]:
+        return [self.temporal_embedding[n] for n in self.working_adapters() if n in self.temporal_embedding]
+
+    # It is added in every forward pass, so merging changes no weight here; unloading a merged model moves it into
+    # the model's own temporal embedding.
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        for name in adapter_names or self.active_adapters:
+            embedding = self.temporal_embedding.get(name, None)
+            if safe_merge and embedding is not None and not torch.isfinite(embedding).all():
+                raise ValueError(
+                    f"NaNs or infinities detected in the temporal embedding. The adapter {name} seems to be broken"
+                )
+            if name not in self.merged_adapters:
+                self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        self.merged_adapters.clear()
+
+
+class VideoEmbeddings(Swapped):
+    """Embeddings that add a temporal embedding (T, D) to all tokens of each frame."""
+
+    temporal_embedding: nn.Parameter | None  # the model's own
+
+    def forward(self, *args, **kwargs) -> torch.Tensor:
+        x_MND = super().forward(*args, **kwargs)
+        adapters = self._modules.get("temporal")
+        embeddings = [] if self.temporal_embedding is None else [self.temporal_embedding]
+        for embedding_TD in embeddings + (adapters.working_embeddings() if adapters is not None else []):
+            embedding_TD = over_frames(embedding_TD, frames_in_flight()).to(x_MND.dtype)
+            x_MND = (x_MND.unflatten(0, (-1, embedding_TD.shape[0])) + embedding_TD[:, None]).flatten(0, 1)
+        return x_MND
+
+
+def over_frames(embedding_TD: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """The temporal embedding for clips of another length: linearly interpolated along T, ends on ends."""
+    if embedding_TD.shape[0] == num_frames:
+        return embedding_TD
+    logger.warning_once(
+        f"The temporal embedding was made for {embedding_TD.shape[0]} frames and is interpolated linearly to the "
+        f"{num_frames} frames of this clip."
+    )
+    as_image_1DT = embedding_TD.T[None]
+    return nn.functional.interpolate(as_image_1DT, size=num_frames, mode="linear", align_corners=True)[0].T
+
+
+class VideoBackbone(Swapped):
+    """A vision transformer that takes (B, T, C, h, w) and gives clip-level features.
+
+    Its output is the image model's own, with `pooler_output` (B, D), the mean over the frames of what the image model
+    gives for one frame, and every other tensor unfolded to (B, T, …).
+    """
+
+    def forward(self, pixel_values=None, *args, num_frames: int | None = None, return_dict=None, **kwargs):
+        pixel_values, num_frames = fold(pixel_values, num_frames)
+        num_clips = pixel_values.shape[0] // num_frames
+        with working_on(num_frames):
+            outputs = super().forward(pixel_values, *args, return_dict=True, **kwargs)
+
+        feature_MD = frame_feature(outputs, has_cls=self.has_cls)
+        for key, value in outputs.items():
+            if isinstance(value, tuple):
+                outputs[key] = tuple(unfold(x, num_clips) for x in value)
+            else:
+                outputs[key] = unfold(value, num_clips)
+        outputs = BaseModelOutputWithPooling(**outputs)
+        outputs.pooler_output = unfold(feature_MD, num_clips).mean(1)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return outputs if return_dict else outputs.to_tuple()
+
+
+def frame_feature(outputs, *, has_cls: bool) -> torch.Tensor:
+    """The image model's feature of a frame, (M, D): its pooler's output, else the normalised CLS or mean token."""
+    if outputs.get("pooler_output") is not None:
+        return outputs.pooler_output
+    return outputs.last_hidden_state[:, 0] if has_cls else outputs.last_hidden_state.mean(1)
+
+
+def to_video(backbone: Backbone) -> None:
+    """Turn the backbone into one that takes clips, in place. Weights and their names stay.
+
+    Raises:
+        UnsupportedBackboneError: a block does not compute what its structure suggests; nothing is changed.
+    """
+    if isinstance(backbone.model, VideoBackbone):
+        return
+    check_block(backbone)
+    for block in backbone.blocks.values():
+        to_video_block(block, backbone.parts)
+    swap_in(backbone.embeddings, VideoEmbeddings)
+    backbone.embeddings.register_parameter("temporal_embedding", None)
+    swap_in(backbone.model, VideoBackbone)
+    backbone.model.has_cls = backbone.num_prefix_tokens > 0
+
+
+def to_image(backbone: Backbone) -> None:
+    """Undo `to_video`."""
+    for block in backbone.blocks.values():
+        to_image_block(block)
+    del backbone.embeddings.temporal_embedding
+    swap_out(backbone.embeddings)
+    del backbone.model.has_cls
+    swap_out(backbone.model)
+
+
+class _FirstBlockDone(Exception):
+    pass
+
+
+@torch.no_grad()
+def check_block(backbone: Backbone) -> None:
+    """Run the first block as the image model does, and as a `VideoBlock` would: they must agree."""
+    if any(p.is_meta for p in backbone.model.parameters()):
+        return  # nothing to compute with; the structure has been checked
+    model, block = backbone.model, backbone.first_block
+    seen = {}
+
+    def keep(module, args, kwargs, output):
+        seen.update(args=args, kwargs=kwargs, output=output)
+        raise _FirstBlockDone
+
+    def keep_embeddings(module, args, output):
+        seen.update(embeddings=output)
+
+    modes = [(module, module.training) for module in model.modules()]
+    handles = [
+        block.register_forward_hook(keep, with_kwargs=True),
+        backbone.embeddings.register_forward_hook(keep_embeddings),
+    ]
+    problem = None
+    try:
+        model.eval()
+        with suppress(_FirstBlockDone):
+            model(_blank_image(model))
+        to_video_block(block, backbone.parts)
+        output = VideoBlock.forward(block, *seen["args"], num_frames=1, **seen["kwargs"])
+        if not isinstance(seen["embeddings"], torch.Tensor):
+            problem = f"its embeddings give a {type(seen['embeddings']).__name__}"
+        elif not torch.allclose(output, seen["output"], rtol=1e-3, atol=1e-3):
+            problem = "its result differs"
+    except Exception as error:  # whatever a foreign model does with its block
+        problem = f"{type(error).__name__}: {error}"
+    finally:
+        for handle in handles:
+            handle.remove()
+        if isinstance(block, VideoBlock):
+            to_image_block(block)
+        for module, training in modes:
+            module.training = training
+    if problem:
+        raise UnsupportedBackboneError(
+            f"A {type(block).__name__} of {type(model).__name__} cannot be adapted: it does not compute what hf_i2v "
+            f"expects of a pre-norm transformer block made of {backbone.parts} ({problem})."
+        )
+
+
+def _blank_image(model: nn.Module) -> torch.Tensor:
+    conv = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    size = model.config.image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    ramp = torch.linspace(-1, 1, conv.in_channels * height * width)
+    return ramp.view(1, conv.in_channels, height, width).to(conv.weight)

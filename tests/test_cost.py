@@ -1,0 +1,42 @@
+"""Counted costs against the published figures (B/16 and L/14 at 224²)."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from hf_i2v import ZeroI2VConfig
+from hf_i2v.cost import cost, count_macs, count_parameters
+
+B16 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+L14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+
+
+def clip_on_meta(size: dict, patch_size: int) -> CLIPVisionModel:
+    with torch.device("meta"):
+        return CLIPVisionModel(CLIPVisionConfig(**size, image_size=224, patch_size=patch_size))
+
+
+def test_vit_b16_and_zeroi2v():
+    image_model = clip_on_meta(B16, 16)
+    assert count_macs(image_model, (8, 3, 224, 224)) == pytest.approx(140.6e9, rel=0.005)
+    model = get_peft_model(image_model, ZeroI2VConfig(num_frames=8))
+    total, trainable = count_parameters(model)
+    assert trainable == pytest.approx(14.2e6, rel=0.005)
+    merged = model.merge_and_unload()
+    assert count_macs(merged, (1, 8, 3, 224, 224)) == count_macs(clip_on_meta(B16, 16), (8, 3, 224, 224))
+    assert count_parameters(merged)[0] - count_parameters(clip_on_meta(B16, 16))[0] == 8 * 768
+
+
+def test_vit_l14():
+    assert count_macs(clip_on_meta(L14, 14), (1, 3, 224, 224)) == pytest.approx(81.08e9, rel=0.005)
+
+
+def test_counting_leaves_the_model_alone_and_prints():
+    from conftest import tiny_image_model
+
+    model = tiny_image_model("vit").train()
+    weights = [p.clone() for p in model.parameters()]
+    text = str(cost(model, (2, 3, 16, 16)))
+    assert "GMACs" in text and "M parameters" in text
+    assert model.training and all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))

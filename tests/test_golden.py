@@ -1,0 +1,101 @@
+"""Equality with tensors recorded from the papers' released code (tests/golden)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from hf_i2v.convert import _released_names, load_released_checkpoint, to_released_state_dict
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = {
+    "zeroi2v_a": ("zeroi2v", {}),
+    "zeroi2v_c": ("zeroi2v", {"time_offsets": {-1: 1, 1: 1, -2: 1, 2: 1}}),
+}
+
+
+def load(case: str):
+    with safe_open(GOLDEN / f"{case}.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        hyperparameters = json.loads(file.metadata()["hyperparameters"])
+    method, options = CASES[case]
+    model = load_released_checkpoint(part(tensors, "state."), method, num_heads=hyperparameters["heads"], **options)
+    return tensors, model.eval()
+
+
+def part(tensors: dict, prefix: str) -> dict:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_blocks_and_gradients_equal_the_released_code(case):
+    tensors, model = load(case)
+    pixels_BTChw = tensors["input.pixel_values"].transpose(1, 2)
+    outputs = model(pixels_BTChw, labels=tensors["label"], output_hidden_states=True)
+
+    torch.testing.assert_close(outputs.logits, tensors["output.logits"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(outputs.loss, tensors["output.loss"][0], atol=1e-4, rtol=0)
+    assert len(outputs.hidden_states) == 4
+    torch.testing.assert_close(outputs.hidden_states[0], tensors["intermediate.ln_pre"], atol=1e-4, rtol=0)
+    for i, x_BTND in enumerate(outputs.hidden_states[1:]):
+        torch.testing.assert_close(x_BTND, tensors[f"intermediate.block.{i}"], atol=1e-4, rtol=0)
+    feature_BD = model.base_model.model.i2v(pixels_BTChw).pooler_output
+    recorded = tensors["output.features"]  # (B, T, D) or (B, D)
+    expected_BD = recorded.mean(1) if recorded.ndim == 3 else recorded
+    torch.testing.assert_close(feature_BD, expected_BD, atol=1e-4, rtol=0)
+
+    outputs.loss.backward()
+    recorded = part(tensors, "grad.")
+    ours = dict(model.named_parameters())
+    names = _released_names(CASES[case][0], model)
+    for name, gradient in recorded.items():
+        error = (ours[names[name][0]].grad.reshape(gradient.shape) - gradient).norm()
+        assert error <= 1e-3 * gradient.norm() + 1e-9, (name, error, gradient.norm())
+    trained = {n for n, p in ours.items() if p.requires_grad}
+    assert trained == {names[name][0] for name in recorded}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_written_back_the_checkpoint_is_the_same(case):
+    tensors, model = load(case)
+    state, written = part(tensors, "state."), to_released_state_dict(model)
+    assert state.keys() == written.keys()
+    for key, value in state.items():
+        torch.testing.assert_close(written[key], value, atol=0, rtol=0)
+
+
+def test_merging_reproduces_the_released_merge_script():
+    tensors, model = load("zeroi2v_a")
+    pixels_BTChw = tensors["input.pixel_values"].transpose(1, 2)
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(merged(pixels_BTChw).logits, tensors["reparam.output.logits"], atol=1e-5, rtol=0)
+    reparam = part(tensors, "reparam.state.")
+    for i, block in enumerate(merged.i2v.image_model.encoder.layers):
+        released = f"transformer.resblocks.{i}."
+        attention = block.self_attn
+        packed = torch.cat([p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj)])
+        for ours, theirs in (
+            (packed, "attn.in_proj_weight"),
+            (attention.out_proj.bias, "attn.out_proj.bias"),
+            (block.mlp.fc1.weight, "mlp.c_fc.weight"),
+            (block.mlp.fc2.weight, "mlp.c_proj.weight"),
+        ):
+            torch.testing.assert_close(ours, reparam[released + theirs], atol=1e-5, rtol=0)
+
+
+def test_a_checkpoint_that_does_not_fit_lists_every_problem():
+    with safe_open(GOLDEN / "zeroi2v_a.safetensors", "pt") as file:
+        state = part({key: file.get_tensor(key) for key in file.keys()}, "state.")  # noqa: SIM118
+    state = {f"backbone.{key}" if "cls_head" not in key else key: value for key, value in state.items()}
+    load_released_checkpoint(state, "zeroi2v", num_heads=4)  # with prefixes
+    del state["backbone.ln_post.bias"]
+    state["backbone.extra.weight"] = torch.zeros(1)
+    state["backbone.ln_pre.weight"] = torch.zeros(3)
+    with pytest.raises(ValueError, match="does not fit") as error:
+        load_released_checkpoint(state, "zeroi2v", num_heads=4)
+    for line in ("missing: ln_post.bias", "left over: extra.weight", "wrong shape: ln_pre.weight (3,)"):
+        assert line in str(error.value)
+    with pytest.raises(ValueError, match="must be one of"):
+        load_released_checkpoint(state, "lora")

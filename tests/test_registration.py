@@ -1,0 +1,33 @@
+"""Fails loudly when a new peft or Python builds its enums differently."""
+
+import json
+import subprocess
+import sys
+
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from hf_i2v import I2VTuner, ZeroI2VConfig
+from hf_i2v.registration import register_method, register_peft_type
+
+
+def test_the_enum_has_our_types_as_if_written_there():
+    member = PeftType.ZEROI2V
+    assert PeftType("ZEROI2V") is PeftType["ZEROI2V"] is member
+    assert member in list(PeftType) and isinstance(member, PeftType)
+    assert member == "ZEROI2V" and member.value == "ZEROI2V" and member.name == "ZEROI2V"
+    assert json.dumps({"peft_type": member}) == '{"peft_type": "ZEROI2V"}'
+    assert PEFT_TYPE_TO_CONFIG_MAPPING["ZEROI2V"] is ZeroI2VConfig
+    assert "LORA" in list(PeftType)
+
+
+def test_registering_twice_changes_nothing():
+    names = list(PeftType)
+    register_method(ZeroI2VConfig, I2VTuner)
+    assert register_peft_type("zeroi2v") is PeftType.ZEROI2V
+    assert list(PeftType) == names
+
+
+def test_import_is_enough():
+    code = "import hf_i2v, peft; assert 'ZEROI2V' in peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING"
+    subprocess.run([sys.executable, "-c", code], check=True)
