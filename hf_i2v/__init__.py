@@ -7,12 +7,13 @@ from .methods.linear_adapter import LinearAdapterConfig
 from .methods.stdha import STDHAConfig
 from .methods.zeroi2v import ZeroI2VConfig
 from .modeling_i2v import I2VConfig, I2VForVideoClassification, I2VModel
-from .registration import register_method
+from .registration import register_method, register_pipeline
 from .tuner import I2VTuner
 from .version import __version__
 
 for _config in (STDHAConfig, LinearAdapterConfig, ZeroI2VConfig):
     register_method(_config, I2VTuner)
+register_pipeline()
 
 __all__ = [
     "I2VConfig",

@@ -1,7 +1,8 @@
-"""Makes the tuner types known to peft. The only place that touches its enum."""
+"""Makes us known: the tuner types to peft (the only place that touches its enum), the pipeline to transformers."""
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
+from transformers.pipelines import PIPELINE_REGISTRY
 
 
 def register_peft_type(name: str) -> PeftType:
@@ -36,3 +37,9 @@ def register_method(config_cls: type, model_cls: type) -> None:
             name=config_cls.method_name, config_cls=config_cls, model_cls=model_cls, prefix=model_cls.prefix
         )
     assert PEFT_TYPE_TO_TUNER_MAPPING[peft_type] is model_cls
+
+
+def register_pipeline() -> None:
+    """`pipeline("video-classification")` samples I2V models' frames over the whole video."""
+    task = PIPELINE_REGISTRY.supported_tasks["video-classification"]
+    task["impl"] = "hf_i2v.pipeline.I2VVideoClassificationPipeline"  # imported when it is used

@@ -21,7 +21,7 @@ def test_vit_b16_and_zeroi2v():
     image_model = clip_on_meta(B16, 16)
     assert count_macs(image_model, (8, 3, 224, 224)) == pytest.approx(140.6e9, rel=0.005)
     model = get_peft_model(image_model, ZeroI2VConfig(num_frames=8))
-    total, trainable = count_parameters(model)
+    _, trainable = count_parameters(model)
     assert trainable == pytest.approx(14.2e6, rel=0.005)
     merged = model.merge_and_unload()
     assert count_macs(merged, (1, 8, 3, 224, 224)) == count_macs(clip_on_meta(B16, 16), (8, 3, 224, 224))

@@ -1,0 +1,269 @@
+"""Clip transforms: the same crop, flip and scale for every frame of a clip.
+
+Each transform is a small frozen dataclass, called with a clip of shape (T, C, H, W) and, where it is random, the
+generator to draw from (None: torch's global one). All but `Normalize` take and return uint8.
+
+Shape suffixes: T frame, C channel, H height, W width.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.nn import functional as F
+
+logger = logging.getLogger(__name__)
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Interpolation = Literal["bilinear", "bicubic"]
+Transform = Callable[[torch.Tensor, torch.Generator | None], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Compose:
+    """One transform after the other."""
+
+    transforms: tuple[Transform, ...]
+
+    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        for transform in self.transforms:
+            frames_TCHW = transform(frames_TCHW, generator)
+        return frames_TCHW
+
+
+@dataclass(frozen=True)
+class ResizeShortSide:
+    """Scale so that the shorter side is `size` pixels, keeping the aspect ratio (longer side rounded down)."""
+
+    size: int
+    interpolation: Interpolation = "bilinear"
+
+    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        height, width = frames_TCHW.shape[-2:]
+        short = min(height, width)
+        new_size = (self.size * height // short, self.size * width // short)
+        return _resize(frames_TCHW, new_size, self.interpolation)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """Cut the middle square of `size` pixels out; both sides must be at least that long."""
+
+    size: int
+
+    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        height, width = frames_TCHW.shape[-2:]
+        if min(height, width) < self.size:
+            raise ValueError(f"frames of {height}x{width} (height x width) are smaller than the crop ({self.size})")
+        top, left = (height - self.size) // 2, (width - self.size) // 2
+        return frames_TCHW[..., top : top + self.size, left : left + self.size]
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """Cut a random box out and scale it to a square of `size` pixels.
+
+    Args:
+        size: side of the result in pixels.
+        scale: smallest and largest share of the frame's area.
+        ratio: narrowest and widest aspect ratio (width over height) of the box.
+        interpolation: how to scale.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self):
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale ({self.scale}) must be (smallest, largest) with 0 < smallest <= largest <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio ({self.ratio}) must be (narrowest, widest) with 0 < narrowest <= widest")
+
+    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        top, left, height, width = self.box(*frames_TCHW.shape[-2:], generator)
+        crop_TCHW = frames_TCHW[..., top : top + height, left : left + width]
+        return _resize(crop_TCHW, (self.size, self.size), self.interpolation)
+
+    def box(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
+        """A random (top, left, height, width) in pixels inside a frame of that height and width."""
+        log_ratio = (math.log(self.ratio[0]), math.log(self.ratio[1]))
+        for _ in range(10):  # a box drawn too long for the frame is drawn again
+            area = height * width * _uniform(*self.scale, generator)
+            ratio = math.exp(_uniform(*log_ratio, generator))
+            box_height, box_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < box_height <= height and 0 < box_width <= width:
+                top = int(torch.randint(height - box_height + 1, (), generator=generator))
+                left = int(torch.randint(width - box_width + 1, (), generator=generator))
+                return top, left, box_height, box_width
+        # The largest box of an allowed ratio in the middle of the frame.
+        box_height = min(height, max(1, round(width / self.ratio[0])))
+        box_width = min(width, max(1, round(height * self.ratio[1])))
+        return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+@dataclass(frozen=True)
+class RandomHorizontalFlip:
+    """Mirror the whole clip left to right with probability `p`."""
+
+    p: float = 0.5
+
+    def __post_init__(self):
+        # bool is an int to Python: flip=True would mirror every clip
+        if isinstance(self.p, bool) or not 0 <= self.p <= 1:
+            raise ValueError(f"the flip probability ({self.p}) must be a number in [0, 1], e.g. 0.5")
+
+    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        return frames_TCHW.flip(-1) if _uniform(0, 1, generator) < self.p else frames_TCHW
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """uint8 pixels to float32 `(pixel / 255 - mean) / std`, per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
+            raise ValueError(f"mean ({self.mean}) and std ({self.std}) must be of one length, and std positive")
+
+    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        if frames_TCHW.shape[1] != len(self.mean):
+            raise ValueError(f"frames have {frames_TCHW.shape[1]} channels, mean and std have {len(self.mean)}")
+        mean_C11 = torch.tensor(self.mean).view(-1, 1, 1)
+        std_C11 = torch.tensor(self.std).view(-1, 1, 1)
+        frames_TCHW = frames_TCHW.to(torch.float32, memory_format=torch.contiguous_format)
+        return frames_TCHW.sub_(mean_C11 * 255).div_(std_C11 * 255)
+
+
+def train_transform(
+    *,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    flip: float,
+    interpolation: Interpolation = "bilinear",
+    scale: tuple[float, float] = (0.08, 1.0),
+) -> Compose:
+    """Random resized crop, horizontal flip, normalise.
+
+    Args:
+        size: side of the square result in pixels.
+        mean: mean of the image model's pixels, in units of 0 to 1, per channel.
+        std: their standard deviation.
+        flip: probability of a horizontal flip; 0 where left and right mean something.
+        interpolation: "bilinear" or "bicubic", both with antialiasing.
+        scale: smallest and largest share of the frame's area that a crop covers.
+
+    Returns:
+        A picklable callable `(frames_TCHW uint8, generator) -> float32 (T, C, size, size)`.
+    """
+    transforms: list[Transform] = [RandomResizedCrop(size, scale=tuple(scale), interpolation=interpolation)]
+    if flip != 0:
+        transforms.append(RandomHorizontalFlip(flip))
+    return Compose((*transforms, Normalize(tuple(mean), tuple(std))))
+
+
+def eval_transform(
+    *, size: int, mean: Sequence[float], std: Sequence[float], interpolation: Interpolation = "bilinear"
+) -> Compose:
+    """Short side to `size`, centre crop, normalise; nothing random. Arguments and result as in `train_transform`."""
+    return Compose((ResizeShortSide(size, interpolation), CenterCrop(size), Normalize(tuple(mean), tuple(std))))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image model wants its pixels; `eval_transform(**dataclasses.asdict(p))` makes a transform of it.
+
+    Attributes:
+        size: side of the square input in pixels.
+        mean: mean per channel, in units of 0 to 1.
+        std: standard deviation per channel.
+        interpolation: "bilinear" or "bicubic".
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation
+
+
+def preprocessing_from_pretrained(model_name_or_path: str | os.PathLike, **kwargs) -> Preprocessing:
+    """Read size, mean, std and interpolation from the `preprocessor_config.json` of an image model.
+
+    The size is that of the crop where the model crops, else that of the resize. A folder without this file gets a
+    warning and: the `image_size` of its `config.json`; for CLIP the CLIP statistics and bicubic, for DeiT and DINOv2
+    the ImageNet statistics and bicubic, for all others mean and std 0.5 and bilinear, as in the original ViT.
+
+    Args:
+        model_name_or_path: folder, or name on the Hub.
+        kwargs: passed to `from_pretrained` (`revision`, `cache_dir`, `token`, …).
+
+    Raises:
+        ValueError: an input that is not square.
+        OSError: no such model.
+    """
+    from transformers import AutoConfig, AutoImageProcessor  # slow to import, and decoding needs none of it
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(model_name_or_path, **kwargs)
+    except OSError:  # no preprocessor_config.json; if there is no model either, AutoConfig says so
+        config = AutoConfig.from_pretrained(model_name_or_path, **kwargs)
+        preprocessing = _usual_preprocessing(config)
+        logger.warning("%s has no preprocessor_config.json, assuming %s", model_name_or_path, preprocessing)
+        return preprocessing
+
+    if getattr(processor, "do_normalize", False):
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    else:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    interpolation = {2: "bilinear", 3: "bicubic"}.get(int(processor.resample))  # PIL's numbers
+    if interpolation is None:
+        logger.warning(
+            "%s was trained with PIL resampling %s, video frames are resized with the bicubic filter instead",
+            model_name_or_path,
+            processor.resample,
+        )
+        interpolation = "bicubic"
+    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+    return Preprocessing(_square(size, model_name_or_path), mean, std, interpolation)
+
+
+def _usual_preprocessing(config) -> Preprocessing:
+    size = _square(getattr(config, "vision_config", config).image_size, config.model_type)
+    if config.model_type.startswith("clip"):
+        return Preprocessing(size, CLIP_MEAN, CLIP_STD, "bicubic")
+    if config.model_type.startswith(("deit", "dinov2")):
+        return Preprocessing(size, IMAGENET_MEAN, IMAGENET_STD, "bicubic")
+    return Preprocessing(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear")
+
+
+def _square(size, name) -> int:
+    """The side in pixels of a size as image processors and configs write it: number, pair, or dict of names."""
+    if isinstance(size, int):
+        return size
+    if isinstance(size, list | tuple):
+        sides = set(size)
+    else:
+        sides = {size[key] for key in ("shortest_edge", "height", "width") if size.get(key)}
+    if len(sides) != 1:
+        raise ValueError(f"{name}: input size {size} is not square, only square inputs are supported")
+    return int(sides.pop())
+
+
+def _resize(frames_TCHW: torch.Tensor, size: tuple[int, int], interpolation: Interpolation) -> torch.Tensor:
+    if frames_TCHW.shape[-2:] == size:
+        return frames_TCHW
+    return F.interpolate(frames_TCHW, size=size, mode=interpolation, antialias=True, align_corners=False)
+
+
+def _uniform(low: float, high: float, generator: torch.Generator | None) -> float:
+    return low + (high - low) * float(torch.rand((), dtype=torch.float64, generator=generator))

@@ -1,0 +1,32 @@
+"""transformers' video-classification pipeline, sampling frames as the model was trained: over the whole video."""
+
+from transformers import VideoClassificationPipeline
+
+from .data import VideoReader, uniform_indices
+from .modeling_i2v import I2VConfig
+
+
+class I2VVideoClassificationPipeline(VideoClassificationPipeline):
+    """For an I2V model, the middle frames of `num_frames` equal segments of the video; transformers' own takes the
+    first frames. Any other model, and a `frame_sampling_rate`, get what transformers does."""
+
+    def check_model_type(self, supported_models):
+        if not isinstance(self.model.config, I2VConfig):  # transformers knows its own models only
+            super().check_model_type(supported_models)
+
+    def preprocess(self, video, num_frames=None, frame_sampling_rate=None):
+        if not isinstance(self.model.config, I2VConfig) or frame_sampling_rate is not None or self.video_processor:
+            return super().preprocess(video, num_frames, frame_sampling_rate or 1)
+        if isinstance(video, str) and video.startswith(("http://", "https://")):
+            from huggingface_hub.utils import httpx
+
+            response = httpx.get(video, follow_redirects=True)
+            response.raise_for_status()
+            video = response.content
+        with VideoReader(video) as reader:
+            indices = uniform_indices(
+                num_video_frames=reader.num_frames, num_frames=num_frames or self.model.config.num_frames
+            )
+            frames_TCHW = reader.frames(indices)
+        return self.image_processor(list(frames_TCHW.numpy()), return_tensors="pt").to(self.dtype)
+

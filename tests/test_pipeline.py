@@ -1,0 +1,65 @@
+"""`pipeline("video-classification")` on a saved model, with the frames and pixels that training uses."""
+
+import av
+import numpy as np
+import pytest
+from conftest import randomize_adapter, tiny_image_model
+from peft import get_peft_model
+from transformers import (
+    VideoClassificationPipeline,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VideoMAEImageProcessor,
+    pipeline,
+)
+
+from hf_i2v import I2VForVideoClassification, ZeroI2VConfig
+from hf_i2v.data import VideoClips, eval_transform, load_video_folder
+from hf_i2v.pipeline import I2VVideoClassificationPipeline
+
+
+@pytest.fixture
+def video(tmp_path):
+    """A video whose content changes after its first half, in the layout of a data set."""
+    path = tmp_path / "data" / "down" / "clip.mp4"
+    path.parent.mkdir(parents=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 16
+        for t in range(24):
+            frame = np.full((16, 16, 3), 20 if t < 12 else 200, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_pipeline_and_training_see_the_same_clip(tmp_path, video):
+    tiny_image_model("clip").save_pretrained(tmp_path / "image")
+    labels = {0: "left", 1: "right", 2: "up"}
+    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, id2label=labels)
+    merged = randomize_adapter(get_peft_model(model, ZeroI2VConfig())).eval().merge_and_unload()
+    merged.save_pretrained(tmp_path / "model")
+    size = {"height": 16, "width": 16}
+    VideoMAEImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(tmp_path / "model")
+
+    classify = pipeline("video-classification", model=str(tmp_path / "model"))
+    scores = {row["label"]: row["score"] for row in classify(str(video))}
+
+    transform = eval_transform(size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    clips = VideoClips(load_video_folder(video.parent.parent)["train"], num_frames=4, transform=transform, train=False)
+    probabilities = merged(clips[0]["pixel_values"][None]).logits.softmax(-1)[0]
+    assert scores == {name: pytest.approx(probabilities[i].item(), abs=1e-5) for i, name in labels.items()}
+    first_frames = {row["label"]: row["score"] for row in classify(str(video), frame_sampling_rate=1)}
+    assert scores["left"] != pytest.approx(first_frames["left"], abs=1e-4)  # those do not show the second half
+
+
+def test_other_models_keep_transformers_own_pipeline(tmp_path, video):
+    size = {"height": 16, "width": 16}
+    tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = VideoMAEForVideoClassification(VideoMAEConfig(**tiny, image_size=16, patch_size=8, num_frames=4)).eval()
+    processor = VideoMAEImageProcessor(size={"shortest_edge": 16}, crop_size=size)
+    ours, theirs = (
+        kind(model=model, image_processor=processor)(str(video))
+        for kind in (I2VVideoClassificationPipeline, VideoClassificationPipeline)
+    )
+    assert ours == theirs
