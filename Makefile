@@ -19,6 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 quickstart: install
+	rm -rf quickstart_output
 	$(BIN)/python examples/quickstart.py --output_dir quickstart_output
 
 test: install lint

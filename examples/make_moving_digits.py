@@ -3,9 +3,9 @@
     python examples/make_moving_digits.py --output_dir data/moving_digits
 
 gives `data/moving_digits/{train,validation}/{moves_down,moves_left,moves_right,moves_up}/0000.mp4` …, real encoded
-files. The digits wrap around at the edges and start anywhere, so one frame alone says nothing about the class. Train
-and validation show different digit images. Needs scikit-learn (`pip install hf_i2v[demo]`), which brings the digits
-along; nothing is downloaded.
+files. A digit runs along a line, and every line is as likely in one direction as in the other, so one frame alone, or
+all frames in any order, do not tell left from right or up from down. Train and validation show different digit images.
+Needs scikit-learn (`pip install hf_i2v[demo]`), which brings the digits along; nothing is downloaded.
 """
 
 import argparse
@@ -15,9 +15,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-# pixels (down, right) per frame, times the speed of the video
-DIRECTIONS = {"moves_down": (1, 0), "moves_left": (0, -1), "moves_right": (0, 1), "moves_up": (-1, 0)}
-SPEEDS = (2, 3, 4)
+DIRECTIONS = ("moves_down", "moves_left", "moves_right", "moves_up")
 HELD_OUT = 0.2  # share of the digit images that only validation shows
 
 
@@ -35,16 +33,29 @@ def load_digit_images(*, train: bool) -> tuple[np.ndarray, np.ndarray]:
     return images[chosen], digits.target[chosen].astype(np.int64)
 
 
-def draw_digit(image: np.ndarray, *, size: int, top: int, left: int) -> np.ndarray:
-    """An 8x8 digit, enlarged to half the canvas, on a black square canvas of `size` pixels: uint8 (size, size).
+def digit_size(size: int) -> int:
+    """Side in pixels of a digit on a canvas of `size` pixels: a whole multiple of 8, at most three eighths of it."""
+    return 8 * max(1, size * 3 // 64)
 
-    `top` and `left` are its corner in pixels; what crosses an edge comes in at the opposite one.
-    """
-    scale = max(1, size // 16)
+
+def draw_digit(image: np.ndarray, *, size: int, top: int, left: int) -> np.ndarray:
+    """An 8x8 digit, enlarged, with its corner at `top`, `left` (pixels) of a black canvas: uint8 (size, size)."""
+    side = digit_size(size)
     canvas = np.zeros((size, size), np.uint8)
-    digit = image.repeat(scale, axis=0).repeat(scale, axis=1)
-    canvas[: len(digit), : len(digit)] = digit
-    return np.roll(canvas, (top, left), axis=(0, 1))
+    canvas[top : top + side, left : left + side] = image.repeat(side // 8, axis=0).repeat(side // 8, axis=1)
+    return canvas
+
+
+def draw_path(name: str, *, size: int, num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Corners (top, left) of a digit that moves as the class says, staying on the canvas: int (T, 2)."""
+    room = size - digit_size(size)
+    length = rng.uniform(0.4, 0.95) * room
+    along_T = rng.uniform(0, room - length) + np.linspace(0, length, num_frames)
+    if name in ("moves_left", "moves_up"):
+        along_T = along_T[::-1]
+    across_T = np.full(num_frames, rng.uniform(0, room))
+    corners = (across_T, along_T) if name in ("moves_left", "moves_right") else (along_T, across_T)
+    return np.stack(corners, axis=1).round().astype(int)
 
 
 def write_video(path: Path, frames_THW: np.ndarray, *, fps: int) -> None:
@@ -71,17 +82,10 @@ def write_split(
     for name in DIRECTIONS:
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number in tqdm(range(num_videos), desc=folder.name, unit="video"):
-        name = sorted(DIRECTIONS)[number % len(DIRECTIONS)]
-        down, right = DIRECTIONS[name]
-        speed = rng.choice(SPEEDS)
+        name = DIRECTIONS[number % len(DIRECTIONS)]
         image = images[rng.integers(len(images))]
-        top, left = rng.integers(size, size=2)
-        frames_THW = np.stack(
-            [
-                draw_digit(image, size=size, top=top + t * speed * down, left=left + t * speed * right)
-                for t in range(num_frames)
-            ]
-        )
+        path_T2 = draw_path(name, size=size, num_frames=num_frames, rng=rng)
+        frames_THW = np.stack([draw_digit(image, size=size, top=top, left=left) for top, left in path_T2])
         write_video(folder / name / f"{number // len(DIRECTIONS):04d}.mp4", frames_THW, fps=fps)
 
 
@@ -90,8 +94,8 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="gets the folders train and validation")
-    parser.add_argument("--num_train", type=int, default=320, help="training videos, all classes together")
-    parser.add_argument("--num_validation", type=int, default=80, help="validation videos, all classes together")
+    parser.add_argument("--num_train", type=int, default=640, help="training videos, all classes together")
+    parser.add_argument("--num_validation", type=int, default=160, help="validation videos, all classes together")
     parser.add_argument("--num_frames", type=int, default=16, help="frames per video")
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels, even")
     parser.add_argument("--fps", type=int, default=8, help="frames per second")

@@ -131,7 +131,8 @@ def main(argv: list[str] | None = None) -> None:
     # data: file → frames → clip
     videos = load_video_folder(args.train_dir, args.validation_dir)
     names = videos["train"].features["label"].names
-    preprocessing = dataclasses.asdict(preprocessing_from_pretrained(args.model_name_or_path))
+    image_preprocessing = preprocessing_from_pretrained(args.model_name_or_path)
+    preprocessing = dataclasses.asdict(image_preprocessing)
     train_clips = VideoClips(
         videos["train"],
         num_frames=args.num_frames,
@@ -192,7 +193,9 @@ def main(argv: list[str] | None = None) -> None:
 
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(model)
-        model.save_pretrained(args.output_dir / ("model" if args.tuner == "linear_probe" else "adapter"))
+        folder = args.output_dir / ("model" if args.tuner == "linear_probe" else "adapter")
+        model.save_pretrained(folder)
+        image_preprocessing.image_processor().save_pretrained(folder)
         results = {"tuner": args.tuner, "eval_accuracy": top1, **dataclasses.asdict(model_cost)}
         (args.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
     accelerator.end_training()

@@ -29,4 +29,3 @@ class I2VVideoClassificationPipeline(VideoClassificationPipeline):
             )
             frames_TCHW = reader.frames(indices)
         return self.image_processor(list(frames_TCHW.numpy()), return_tensors="pt").to(self.dtype)
-

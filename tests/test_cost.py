@@ -33,7 +33,7 @@ def test_vit_l14():
 
 
 def test_counting_leaves_the_model_alone_and_prints():
-    from conftest import tiny_image_model
+    from tiny import tiny_image_model
 
     model = tiny_image_model("vit").train()
     weights = [p.clone() for p in model.parameters()]

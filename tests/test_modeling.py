@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import tiny_image_model
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny import tiny_image_model
 from transformers import (
     AutoConfig,
     AutoModelForVideoClassification,
@@ -49,7 +49,7 @@ def test_pixels_of_the_wrong_shape(shape, num_frames, message, tmp_path):
 
 
 def test_a_merged_model_is_one_artefact(tmp_path, clip_pixels):
-    from conftest import randomize_adapter
+    from tiny import randomize_adapter
 
     tiny_image_model("clip").save_pretrained(tmp_path / "image")
     labels = {0: "left", 1: "right", 2: "up"}
@@ -68,7 +68,7 @@ def test_a_merged_model_is_one_artefact(tmp_path, clip_pixels):
 
 
 def test_offsets_may_differ_from_block_to_block(tmp_path, clip_pixels):
-    from conftest import randomize_adapter
+    from tiny import randomize_adapter
 
     tiny_image_model("clip").save_pretrained(tmp_path / "image")
     model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, num_labels=3)

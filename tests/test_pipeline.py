@@ -1,10 +1,12 @@
 """`pipeline("video-classification")` on a saved model, with the frames and pixels that training uses."""
 
+import dataclasses
+
 import av
 import numpy as np
 import pytest
-from conftest import randomize_adapter, tiny_image_model
 from peft import get_peft_model
+from tiny import randomize_adapter, tiny_image_model
 from transformers import (
     VideoClassificationPipeline,
     VideoMAEConfig,
@@ -14,7 +16,7 @@ from transformers import (
 )
 
 from hf_i2v import I2VForVideoClassification, ZeroI2VConfig
-from hf_i2v.data import VideoClips, eval_transform, load_video_folder
+from hf_i2v.data import Preprocessing, VideoClips, eval_transform, load_video_folder
 from hf_i2v.pipeline import I2VVideoClassificationPipeline
 
 
@@ -39,13 +41,13 @@ def test_pipeline_and_training_see_the_same_clip(tmp_path, video):
     model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, id2label=labels)
     merged = randomize_adapter(get_peft_model(model, ZeroI2VConfig())).eval().merge_and_unload()
     merged.save_pretrained(tmp_path / "model")
-    size = {"height": 16, "width": 16}
-    VideoMAEImageProcessor(size={"shortest_edge": 16}, crop_size=size).save_pretrained(tmp_path / "model")
+    preprocessing = Preprocessing(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+    preprocessing.image_processor().save_pretrained(tmp_path / "model")
 
     classify = pipeline("video-classification", model=str(tmp_path / "model"))
     scores = {row["label"]: row["score"] for row in classify(str(video))}
 
-    transform = eval_transform(size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    transform = eval_transform(**dataclasses.asdict(preprocessing))
     clips = VideoClips(load_video_folder(video.parent.parent)["train"], num_frames=4, transform=transform, train=False)
     probabilities = merged(clips[0]["pixel_values"][None]).logits.softmax(-1)[0]
     assert scores == {name: pytest.approx(probabilities[i].item(), abs=1e-5) for i, name in labels.items()}

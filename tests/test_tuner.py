@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 import torch
-from conftest import per_frame_feature, randomize_adapter, tiny_image_model
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from tiny import per_frame_feature, randomize_adapter, tiny_image_model
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ResNetConfig, ResNetModel
 
 from hf_i2v import I2VForVideoClassification, UnsupportedBackboneError, ZeroI2VConfig

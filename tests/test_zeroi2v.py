@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import IMAGE_MODELS, per_frame_feature, randomize_adapter, tiny_image_model
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from tiny import IMAGE_MODELS, per_frame_feature, randomize_adapter, tiny_image_model
 from transformers import AutoModel
 
 from hf_i2v import I2VForVideoClassification, I2VModel, LinearAdapterConfig, STDHAConfig, ZeroI2VConfig

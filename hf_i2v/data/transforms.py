@@ -195,6 +195,18 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: Interpolation
 
+    def image_processor(self):
+        """The same preprocessing as a transformers image processor for lists of frames, to be saved beside a model."""
+        from transformers import VideoMAEImageProcessor
+
+        return VideoMAEImageProcessor(
+            size={"shortest_edge": self.size},
+            crop_size={"height": self.size, "width": self.size},
+            image_mean=list(self.mean),
+            image_std=list(self.std),
+            resample={"bilinear": 2, "bicubic": 3}[self.interpolation],  # PIL's numbers
+        )
+
 
 def preprocessing_from_pretrained(model_name_or_path: str | os.PathLike, **kwargs) -> Preprocessing:
     """Read size, mean, std and interpolation from the `preprocessor_config.json` of an image model.
