@@ -2,8 +2,12 @@
 transformers."""
 
 from .backbones import UnsupportedBackboneError
+from .composition import ComposedConfig
 from .config import I2VTunerConfig
+from .methods.aim import AIMConfig
+from .methods.inti import InTIConfig
 from .methods.linear_adapter import LinearAdapterConfig
+from .methods.st_adapter import STAdapterConfig
 from .methods.stdha import STDHAConfig
 from .methods.zeroi2v import ZeroI2VConfig
 from .modeling_i2v import I2VConfig, I2VForVideoClassification, I2VModel
@@ -11,17 +15,29 @@ from .registration import register_method, register_pipeline
 from .tuner import I2VTuner
 from .version import __version__
 
-for _config in (STDHAConfig, LinearAdapterConfig, ZeroI2VConfig):
+for _config in (
+    STDHAConfig,
+    LinearAdapterConfig,
+    ZeroI2VConfig,
+    STAdapterConfig,
+    AIMConfig,
+    InTIConfig,
+    ComposedConfig,
+):
     register_method(_config, I2VTuner)
 register_pipeline()
 
 __all__ = [
+    "AIMConfig",
+    "ComposedConfig",
     "I2VConfig",
     "I2VForVideoClassification",
     "I2VModel",
     "I2VTuner",
     "I2VTunerConfig",
+    "InTIConfig",
     "LinearAdapterConfig",
+    "STAdapterConfig",
     "STDHAConfig",
     "UnsupportedBackboneError",
     "ZeroI2VConfig",

@@ -39,6 +39,7 @@ class Backbone:
     name: str  # its path; "" if the searched model itself is the vision transformer
     model: nn.Module
     embeddings: nn.Module
+    final_norm: nn.Module
     embeddings_path: str  # paths lead from the model that was searched
     final_norm_path: str
     blocks: dict[str, nn.Module]  # by path
@@ -110,6 +111,7 @@ def find_backbone(model: nn.Module) -> Backbone:
         name=name,
         model=vision_model,
         embeddings=getattr(vision_model, embeddings),
+        final_norm=without_peft(getattr(vision_model, norms[-1])),
         embeddings_path=prefix + embeddings,
         final_norm_path=prefix + norms[-1],
         blocks={f"{stack}.{i}": block for i, block in enumerate(modules[stack])},
@@ -165,8 +167,7 @@ def _linears(module: nn.Module) -> list[str]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return "Norm" in type(module).__name__ and isinstance(weight, torch.Tensor) and weight.ndim == 1
+    return "Norm" in type(module).__name__ and isinstance(module.weight, torch.Tensor) and module.weight.ndim == 1
 
 
 def _num_prefix_tokens(embeddings: nn.Module) -> int:

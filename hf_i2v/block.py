@@ -8,6 +8,7 @@ A backbone's block becomes a `VideoBlock` by taking on a class that derives from
 names, hooks, output capturing and gradient checkpointing stay what they were.
 """
 
+import inspect
 from collections.abc import Iterator
 from functools import cache
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from .backbones import BlockParts, without_peft
 from .config import SITES
-from .frames import frames_in_flight
+from .frames import continue_with, frames_in_flight
 from .methods.stdha import TimeShift, TimeShiftConfig
 
 
@@ -143,7 +144,8 @@ def _fold_affine(linear: nn.Linear, A: torch.Tensor, a: torch.Tensor, *, output_
 class VideoBlock(Swapped):
     """A backbone's block that knows the number of frames, shifts heads in time, and runs what stands at its sites.
 
-    `time_offsets` are the model's own (after a merge, or by its config); an active STDHA adapter replaces them.
+    `time_offsets` and the modules in `baked` are the model's own (after a merge, or by its config). The time offsets
+    of an active adapter replace the model's, its modules run after the model's.
     """
 
     block_parts: BlockParts
@@ -151,26 +153,33 @@ class VideoBlock(Swapped):
 
     def __call__(self, *args, **kwargs):
         # outside of gradient checkpointing, whose second run must see the same number of frames on any thread
-        return super().__call__(*args, num_frames=frames_in_flight(), **kwargs)
+        num_frames = remaining = frames_in_flight()
+        x_MND = super().__call__(*args, num_frames=num_frames, **kwargs)
+        for module in self.modules_at("before"):
+            remaining //= getattr(module, "frame_stride", 1)
+        if remaining != num_frames:
+            continue_with(remaining)
+        return x_MND
 
     def forward(self, x_MND: torch.Tensor, attention_mask=None, *, num_frames: int, **kwargs) -> torch.Tensor:
         parts = self.block_parts
         sites = self._modules.get("sites")
         if sites is not None and sites.disable_adapters and sites.merged:
             sites.unmerge()
+        shift = sites.shift() if sites is not None else None
+        shift = self.time_offsets if shift is None else shift
 
         def run(site, x):
-            for module in sites.at(site) if sites is not None else ():
+            for module in self.modules_at(site):
                 x = module(x, num_frames=num_frames, block=self)
             return x
 
-        shift = sites.shift() if sites is not None else None
-        shift = self.time_offsets if shift is None else shift
+        for module in self.modules_at("before"):
+            x_MND = module(x_MND, num_frames=num_frames, block=self)
+            num_frames //= getattr(module, "frame_stride", 1)
         if shift:
             attention_mask = TimeShift(attention_mask, num_frames, shift)
-
-        x_MND = run("before", x_MND)
-        h_MND = run("attention_in", getattr(self, parts.norm1)(x_MND))
+        h_MND = run("attention_in", self.first_norm(x_MND))
         h_MND = getattr(self, parts.attention)(h_MND, attention_mask, **kwargs)[0]
         x_MND = x_MND + self._through(parts.after_attention, run("attention_out", h_MND))
 
@@ -178,9 +187,28 @@ class VideoBlock(Swapped):
         n_MND = getattr(self, parts.norm2)(x_MND)
         h_MND = getattr(self, parts.mlp)(run("mlp_in", n_MND))
         h_MND = self._through(parts.after_mlp, run("mlp_out", h_MND))
-        for module in sites.at("parallel") if sites is not None else ():
+        for module in self.modules_at("parallel"):
             h_MND = h_MND + module(n_MND, num_frames=num_frames, block=self)
         return run("after", x_MND + h_MND)
+
+    def modules_at(self, site: str) -> Iterator[nn.Module]:
+        """What runs at `site`, in order: the model's own modules, then those of the working adapters."""
+        if (baked := self._modules.get("baked")) is not None and site in baked:
+            yield from baked[site].values()
+        if (sites := self._modules.get("sites")) is not None:
+            yield from sites.at(site)
+
+    def first_norm(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm before the attention."""
+        return getattr(self, self.block_parts.norm1)(x)
+
+    def attend(self, h_CTD: torch.Tensor) -> torch.Tensor:
+        """The attention of this block on any sequences (…, length, D), without mask, time shift or positions."""
+        attention = getattr(self, self.block_parts.attention)
+        if "position_embeddings" in inspect.signature(attention.forward).parameters:
+            none = h_CTD.new_empty(0, attention.head_dim)  # rotary embeddings of no token
+            return attention(h_CTD, position_embeddings=(none, none))[0]
+        return attention(h_CTD)[0]
 
     def _through(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
         for name in names:

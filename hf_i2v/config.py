@@ -10,6 +10,7 @@ from .backbones import Backbone
 from .registration import register_peft_type
 
 SITES = ("before", "attention_in", "attention_out", "between", "mlp_in", "mlp_out", "parallel", "after")
+POOLINGS = ("after_norm", "before_norm")
 
 
 @dataclass
@@ -19,6 +20,8 @@ class I2VTunerConfig(PeftConfig):
     Args:
         num_frames: frames per clip T; on a model that has its own (`I2VForVideoClassification`) it may stay None.
         layers_to_transform: indices of the blocks to adapt; None adapts all.
+        pooling: "after_norm" (final norm of each frame, then the mean over the frames) or "before_norm" (the other
+            way round). None: the method's own, or the model's where the method has none.
         modules_to_save: further modules to train and save; the method's own choice (final norm, classifier) is
             added when the adapter is attached.
     """
@@ -27,11 +30,14 @@ class I2VTunerConfig(PeftConfig):
     target_modules: ClassVar[None] = None  # the blocks are found by structure; peft asks for the attribute
     uses_temporal_embedding: ClassVar[bool] = False
     trains_final_norm: ClassVar[bool] = False
+    default_pooling: ClassVar[str | None] = None
+    reuses_attention: ClassVar[bool] = False  # so what is merged into the attention would act twice
 
     num_frames: int | None = field(default=None, metadata={"help": "Number of frames per clip."})
     layers_to_transform: list[int] | int | None = field(
         default=None, metadata={"help": "Indices of the blocks to adapt. All if None."}
     )
+    pooling: str | None = field(default=None, metadata={"help": "after_norm or before_norm; None: the method's own."})
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules apart from the adapter to be trained and saved with it."}
     )
@@ -41,6 +47,8 @@ class I2VTunerConfig(PeftConfig):
         self.peft_type = register_peft_type(self.method_name)
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(f"num_frames ({self.num_frames}) must be >= 1")
+        if self.pooling not in (None, *POOLINGS):
+            raise ValueError(f"pooling {self.pooling!r} must be one of {list(POOLINGS)}")
         if isinstance(self.layers_to_transform, int):
             self.layers_to_transform = [self.layers_to_transform]
 
@@ -49,10 +57,21 @@ class I2VTunerConfig(PeftConfig):
 
         Called before anything is changed; `num_frames` is known by then.
         """
+        self.pooling = self.pooling or self.default_pooling
         num_blocks = len(backbone.blocks)
         for layer in self.layers_to_transform or []:
             if not 0 <= layer < num_blocks:
                 raise ValueError(f"layers_to_transform has {layer}, but the model has blocks 0 to {num_blocks - 1}.")
+
+    def parts(self) -> list["I2VTunerConfig"]:
+        """The methods that this configuration is made of, in the order in which they act."""
+        return [self]
+
+    def __add__(self, other: "I2VTunerConfig") -> "I2VTunerConfig":
+        """Both methods as one adapter; `self` acts first where they meet at a site."""
+        from .composition import compose
+
+        return compose(self, other)
 
     def adapts(self, layer: int) -> bool:
         """Whether block number `layer` is adapted."""

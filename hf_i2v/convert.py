@@ -9,22 +9,39 @@ from collections.abc import Iterator
 
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import CLIPVisionConfig
+from transformers import CLIPVisionConfig, ViTConfig
 
+from .config import I2VTunerConfig
+from .methods.aim import AIMConfig
+from .methods.st_adapter import STAdapterConfig
 from .methods.zeroi2v import ZeroI2VConfig
 from .modeling_i2v import I2VConfig, I2VForVideoClassification
 
 BASE = "base_model.model."
 IMAGE = BASE + "i2v.image_model."
-SITE_NAMES = {
+# released name of a module beside a block's parts → its site, and its place in the method's module there
+SITES = {
     "zeroi2v": {
-        "T_Adapter_in": "attention_in",
-        "S_Adapter": "attention_out",
-        "MLP_Adapter": "mlp_in",
-        "MLP_Adapter_out": "mlp_out",
+        "T_Adapter_in": ("attention_in", ""),
+        "S_Adapter": ("attention_out", ""),
+        "MLP_Adapter": ("mlp_in", ""),
+        "MLP_Adapter_out": ("mlp_out", ""),
+    },
+    "st_adapter": {"adapter_pre_attn": ("before", ""), "adapter_pre_mlp": ("between", "")},
+    "aim": {
+        "T_Adapter": ("before", "adapter."),
+        "T_Adapter_in": ("before", "adapter_in."),
+        "S_Adapter": ("attention_out", ""),
+        "MLP_Adapter": ("parallel", "adapter."),
     },
 }
-METHODS = tuple(SITE_NAMES)
+LAYERS = {
+    "zeroi2v": {"down": "D_fc1", "up": "D_fc2"},
+    "st_adapter": {"down": "fc1", "conv": "conv", "up": "fc2"},
+    "aim": {"down": "D_fc1", "up": "D_fc2"},
+}
+HEADS = {"zeroi2v": "cls_head.fc_cls", "st_adapter": "fc", "aim": "cls_head.fc_cls"}
+METHODS = tuple(SITES)
 
 
 def load_released_checkpoint(
@@ -39,7 +56,7 @@ def load_released_checkpoint(
     Args:
         path_or_state_dict: a file of the paper's repository (opened with `weights_only=True`), or its state dict.
             Prefixes `backbone.` and `module.`, a `state_dict` level and half precision are handled.
-        method: "zeroi2v".
+        method: "zeroi2v", "st_adapter" or "aim" (CLIP's layout, or that of its ImageNet ViT).
         num_heads: attention heads; default D / 64, as in every CLIP.
         options: what shapes do not tell, by the names of the method's configuration (`time_offsets`,
             `adapter_scale`, …), and `num_frames` where the checkpoint has no temporal embedding. Default: the
@@ -52,7 +69,7 @@ def load_released_checkpoint(
         raise ValueError(f"method {method!r} must be one of {list(METHODS)}")
     state = _tensors(path_or_state_dict)
     config = _tuner_config(method, state, options)
-    base = I2VForVideoClassification(_model_config(state, num_heads, config)).eval()
+    base = I2VForVideoClassification(_model_config(method, state, num_heads, config.num_frames)).eval()
     model = get_peft_model(base, config)
 
     names = _released_names(method, model)
@@ -109,13 +126,13 @@ def _pair(method: str, name: str) -> tuple[str | None, tuple[str, ...]]:
     if ".original_module." in name:
         return None, ()
     if plain.startswith(BASE + "classifier."):
-        return plain.replace(BASE + "classifier", "cls_head.fc_cls"), (name,)
+        return plain.replace(BASE + "classifier", HEADS[method]), (name,)
     plain = plain.removeprefix(IMAGE)
     for pattern, replacement in _patterns(method):
         released, found = re.subn(rf"^{pattern}$", replacement, plain)
         if found and released == "skip":
             return None, ()
-        if found and "in_proj" in released:
+        if found and ("in_proj" in released or "attn.qkv" in released):
             return released, tuple(name.replace("q_proj", p) for p in ("q_proj", "k_proj", "v_proj"))
         if found:
             return released, (name,)
@@ -123,10 +140,12 @@ def _pair(method: str, name: str) -> tuple[str | None, tuple[str, ...]]:
 
 
 def _patterns(method: str) -> Iterator[tuple[str, str]]:
+    """Our names, relative to the image model, and what they are called in the released code."""
+    yield r"embeddings\.temporal\.temporal_embedding\.[^.]+", "temporal_embedding"
+    # CLIP
     yield r"embeddings\.class_embedding", "class_embedding"
     yield r"embeddings\.patch_embedding\.weight", "conv1.weight"
     yield r"embeddings\.position_embedding\.weight", "positional_embedding"
-    yield r"embeddings\.temporal\.temporal_embedding\.[^.]+", "temporal_embedding"
     yield r"pre_layrnorm\.(\w+)", r"ln_pre.\1"
     yield r"post_layernorm\.(\w+)", r"ln_post.\1"
     block, released = r"encoder\.layers\.(\d+)\.", r"transformer.resblocks.\1."
@@ -136,10 +155,27 @@ def _patterns(method: str) -> Iterator[tuple[str, str]]:
     yield block + r"self_attn\.out_proj\.(\w+)", released + r"attn.out_proj.\2"
     yield block + r"mlp\.fc1\.(\w+)", released + r"mlp.c_fc.\2"
     yield block + r"mlp\.fc2\.(\w+)", released + r"mlp.c_proj.\2"
-    for theirs, site in SITE_NAMES[method].items():
-        adapter = block + rf"sites\.{site}\.[^.]+\.{method}\."
-        yield adapter + r"down\.(\w+)", released + rf"{theirs}.D_fc1.\2"
-        yield adapter + r"up\.(\w+)", released + rf"{theirs}.D_fc2.\2"
+    yield from _adapter_patterns(method, block, released)
+    # the ImageNet ViT of AIM
+    yield r"embeddings\.cls_token", "cls_token"
+    yield r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch_embed.proj.\1"
+    yield r"embeddings\.position_embeddings", "pos_embed"
+    yield r"layernorm\.(\w+)", r"ln_post.\1"
+    block, released = r"layers\.(\d+)\.", r"blocks.\1."
+    yield block + r"layernorm_before\.(\w+)", released + r"norm1.\2"
+    yield block + r"layernorm_after\.(\w+)", released + r"norm2.\2"
+    yield block + r"attention\.q_proj\.(\w+)", released + r"attn.qkv.\2"
+    yield block + r"attention\.[kv]_proj\.(\w+)", "skip"
+    yield block + r"attention\.o_proj\.(\w+)", released + r"attn.proj.\2"
+    yield block + r"mlp\.fc([12])\.(\w+)", released + r"mlp.fc\2.\3"
+    yield from _adapter_patterns(method, block, released)
+
+
+def _adapter_patterns(method: str, block: str, released: str) -> Iterator[tuple[str, str]]:
+    for theirs, (site, inner) in SITES[method].items():
+        for ours, layer in LAYERS[method].items():
+            name = rf"sites\.{site}\.[^.]+\.{method}\.{re.escape(inner)}{ours}"
+            yield block + name + r"\.(\w+)", released + rf"{theirs}.{layer}.\2"
 
 
 def _tensors(path_or_state_dict) -> dict[str, torch.Tensor]:
@@ -150,29 +186,64 @@ def _tensors(path_or_state_dict) -> dict[str, torch.Tensor]:
     return {re.sub(r"^(module\.|backbone\.)+", "", key): value for key, value in state.items()}
 
 
-def _model_config(state: dict[str, torch.Tensor], num_heads: int | None, tuner_config) -> I2VConfig:
-    width, channels, patch_size, _ = state["conv1.weight"].shape
-    grid = round((state["positional_embedding"].shape[0] - 1) ** 0.5)
-    layers = 1 + max(int(m[1]) for key in state if (m := re.match(r"transformer\.resblocks\.(\d+)\.", key)))
-    image_config = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        num_hidden_layers=layers,
-        num_attention_heads=num_heads or width // 64,
-        num_channels=channels,
-        patch_size=patch_size,
-        image_size=grid * patch_size,
-        hidden_act="quick_gelu",
-    )
-    num_labels = state["cls_head.fc_cls.weight"].shape[0]
-    return I2VConfig(image_config=image_config, num_frames=tuner_config.num_frames, num_labels=num_labels)
+def _model_config(method: str, state: dict[str, torch.Tensor], num_heads: int | None, num_frames: int) -> I2VConfig:
+    """Sizes read from the shapes of the backbone's weights."""
+    clip = "conv1.weight" in state
+    patch_embedding = state["conv1.weight" if clip else "patch_embed.proj.weight"]
+    width, channels, patch_size, _ = patch_embedding.shape
+    positions = state["positional_embedding" if clip else "pos_embed"]
+    hidden = state[_block(state, 0) + ("mlp.c_fc.weight" if clip else "mlp.fc1.weight")]
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": hidden.shape[0],
+        "num_hidden_layers": _num_blocks(state),
+        "num_attention_heads": num_heads or width // 64,
+        "num_channels": channels,
+        "patch_size": patch_size,
+        "image_size": round((positions.shape[-2] - 1) ** 0.5) * patch_size,
+    }
+    if clip:
+        image_config = CLIPVisionConfig(**sizes, hidden_act="quick_gelu")
+    else:
+        image_config = ViTConfig(**sizes, layer_norm_eps=1e-6)
+    num_labels = state[HEADS[method] + ".weight"].shape[0]
+    return I2VConfig(image_config=image_config, num_frames=num_frames, num_labels=num_labels)
 
 
-def _tuner_config(method: str, state: dict[str, torch.Tensor], options: dict) -> ZeroI2VConfig:
-    options = {"num_frames": state["temporal_embedding"].shape[1], **options}
-    block = "transformer.resblocks.0."
-    present = [theirs for theirs in SITE_NAMES[method] if f"{block}{theirs}.D_fc1.weight" in state]
-    if present:
-        bottleneck, width = state[f"{block}{present[0]}.D_fc1.weight"].shape
-        options = {"adapter_ratio": bottleneck / width, **options}
-    return ZeroI2VConfig(adapter_sites=[SITE_NAMES[method][theirs] for theirs in present], **options)
+def _tuner_config(method: str, state: dict[str, torch.Tensor], options: dict) -> I2VTunerConfig:
+    """What shapes tell of the method, then the options."""
+    adapters = {  # block number, released name → the adapter's first matrix
+        (int(m[1]), m[2]): value
+        for key, value in state.items()
+        if (m := re.match(rf"(?:transformer\.res)?blocks\.(\d+)\.(\w+)\.{LAYERS[method]['down']}\.weight$", key))
+        and m[2] in SITES[method]
+    }
+    if not adapters:
+        raise ValueError(f"The checkpoint has no adapter of {method}, none of {list(SITES[method])} in its blocks.")
+    names = [name for name in SITES[method] if any(name == found for _, found in adapters)]
+    layers = sorted({layer for layer, _ in adapters})
+    bottleneck, width = next(iter(adapters.values())).shape
+    told = {"layers_to_transform": None if len(layers) == _num_blocks(state) else layers}
+    if "temporal_embedding" in state:
+        told["num_frames"] = state["temporal_embedding"].shape[1]
+    else:
+        told["num_frames"] = 8
+    if method == "st_adapter":
+        conv = state[_block(state, layers[0]) + names[0] + ".conv.weight"]
+        told |= {"adapter_width": bottleneck, "kernel_size": tuple(conv.shape[2:])}
+    else:
+        told["adapter_ratio"] = bottleneck / width
+    if method == "aim":
+        told["temporal_adapter_in"] = "T_Adapter_in" in names
+    else:
+        told["adapter_sites"] = [SITES[method][name][0] for name in names]
+    config_class = {"zeroi2v": ZeroI2VConfig, "st_adapter": STAdapterConfig, "aim": AIMConfig}[method]
+    return config_class(**{**told, **options})
+
+
+def _block(state: dict[str, torch.Tensor], number: int) -> str:
+    return f"transformer.resblocks.{number}." if "conv1.weight" in state else f"blocks.{number}."
+
+
+def _num_blocks(state: dict[str, torch.Tensor]) -> int:
+    return 1 + max(int(m[1]) for key in state if (m := re.match(r"(?:transformer\.res)?blocks\.(\d+)\.", key)))

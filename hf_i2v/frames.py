@@ -11,33 +11,42 @@ import torch
 # ContextVar's thread safety where Python runs, and a plain global while torch.compile traces (it cannot trace one).
 from transformers.utils.output_capturing import CompileableContextVar
 
-_frames_in_flight = CompileableContextVar("hf_i2v_num_frames")
+_in_flight = CompileableContextVar("hf_i2v_in_flight")  # (number of frames, pooling)
 
 
 def frames_in_flight() -> int:
     """Number of frames T per clip at this point of the running forward pass."""
-    num_frames = _frames_in_flight.get()
-    if num_frames is None:
-        raise RuntimeError(
-            "A block of a video model ran outside the model's own forward, so the number of frames is unknown. "
-            "Call the whole model with `pixel_values` of shape (B, T, C, H, W)."
-        )
-    return num_frames
+    return _state()[0]
+
+
+def pooling_in_flight() -> str:
+    """How the running forward pass pools the frames: "after_norm" or "before_norm"."""
+    return _state()[1]
 
 
 def continue_with(num_frames: int) -> None:
     """Tell the blocks that follow that the clip now has `num_frames` frames."""
-    _frames_in_flight.set(num_frames)
+    _in_flight.set((num_frames, _state()[1]))
 
 
 @contextmanager
-def working_on(num_frames: int):
-    """Everything called inside works on clips of `num_frames` frames."""
-    token = _frames_in_flight.set(num_frames)
+def working_on(num_frames: int, pooling: str):
+    """Everything called inside works on clips of `num_frames` frames, to be pooled in that way."""
+    token = _in_flight.set((num_frames, pooling))
     try:
         yield
     finally:
-        _frames_in_flight.reset(token)
+        _in_flight.reset(token)
+
+
+def _state() -> tuple[int, str]:
+    state = _in_flight.get()
+    if state is None:
+        raise RuntimeError(
+            "A part of a video model ran outside the model's own forward, so the number of frames is unknown. "
+            "Call the whole model with `pixel_values` of shape (B, T, C, H, W)."
+        )
+    return state
 
 
 def fold(pixel_values: torch.Tensor, num_frames: int | None = None) -> tuple[torch.Tensor, int]:

@@ -31,7 +31,7 @@ class I2VConfig(PreTrainedConfig):
         num_frames: frames per clip T.
         time_offsets: STDHA's frame offsets per head; one list for all blocks, or a list per block. None: no shift.
         temporal_embedding: whether a temporal embedding (T, D) is added to the tokens of each frame.
-        pooling: "after_norm": final norm of each frame, then the mean over the frames.
+        pooling: "after_norm": final norm of each frame, then the mean over the frames; "before_norm": the other way.
         add_pooling_layer: whether the image model has the pooler that ViT has as an option.
         classifier_dropout: dropout before the classifier.
     """
@@ -43,7 +43,7 @@ class I2VConfig(PreTrainedConfig):
     num_frames: int = 8
     time_offsets: list | None = None
     temporal_embedding: bool = False
-    pooling: Literal["after_norm"] = "after_norm"
+    pooling: Literal["after_norm", "before_norm"] = "after_norm"
     add_pooling_layer: bool = False
     classifier_dropout: float | int = 0.5
 
@@ -59,6 +59,7 @@ class I2VConfig(PreTrainedConfig):
     def describe_time(self, model: nn.Module) -> None:
         """Take over how the video backbone inside `model` is made and what it does in time."""
         backbone = find_backbone(model)
+        self.pooling = backbone.model.pooling
         self.add_pooling_layer = getattr(backbone.model, "pooler", None) is not None
         offsets = [list(block.time_offsets) for block in backbone.blocks.values()]
         self.time_offsets = offsets if any(offsets) else None
@@ -105,6 +106,7 @@ class I2VModel(I2VPreTrainedModel):
         self.image_model = _image_model(config) if image_model is None else image_model
         backbone = find_backbone(self.image_model)
         to_video(backbone)
+        self.image_model.pooling = config.pooling
         for block, offsets in zip(
             backbone.blocks.values(), config.block_time_offsets(len(backbone.blocks)), strict=True
         ):

@@ -11,7 +11,7 @@ from torch import nn
 from .backbones import Backbone, find_backbone
 from .block import I2VLayer, Sites
 from .config import SITES, I2VTunerConfig
-from .video import TemporalEmbedding, to_image, to_video
+from .video import ClipHead, TemporalEmbedding, to_image, to_video
 
 
 class I2VTuner(BaseTuner):
@@ -39,6 +39,15 @@ class I2VTuner(BaseTuner):
         self._embeddings = backbone.embeddings_path if peft_config.uses_temporal_embedding else None
         self._backbone = backbone
 
+    def inject_adapter(self, model, adapter_name, *args, **kwargs) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if pooling := self.peft_config[adapter_name].pooling:
+            backbone = self._backbone.model
+            if "clip_head" not in backbone._modules:
+                backbone.clip_head = ClipHead(adapter_name)
+                backbone.clip_head.set_adapter(self.active_adapters)
+            backbone.clip_head.pooling[adapter_name] = pooling
+
     def _check_target_module_exists(self, peft_config: I2VTunerConfig, key: str) -> bool:
         return key in self._layers or key == self._embeddings
 
@@ -52,10 +61,13 @@ class I2VTuner(BaseTuner):
         if "sites" not in block._modules:
             block.sites = Sites(block, adapter_name)
         place = next(block.parameters())
-        for site, module in config.site_modules(self._backbone, layer).items():
-            adapters = getattr(block.sites, site)
-            adapters[adapter_name] = nn.ModuleDict({config.method_name: _moved(module, place)})
-            adapters[adapter_name].requires_grad_(adapter_name in self.active_adapters)
+        for part in config.parts():
+            for site, module in part.site_modules(self._backbone, layer).items() if part.adapts(layer) else ():
+                adapters = getattr(block.sites, site)
+                if adapter_name not in adapters:
+                    adapters[adapter_name] = nn.ModuleDict()
+                adapters[adapter_name][part.method_name] = _moved(module, place)
+                adapters[adapter_name].requires_grad_(adapter_name in self.active_adapters)
         if offsets := config.head_time_offsets(layer):
             block.sites.time_offsets[adapter_name] = offsets
 
@@ -113,6 +125,7 @@ class I2VTuner(BaseTuner):
                 block.time_offsets = block.time_offsets if shift is None else shift
             if "temporal" in embeddings._modules:
                 _keep_temporal_embedding(embeddings)
+            backbone.model.pooling = backbone.model.working_pooling()
         else:
             for layer in layers:
                 if layer.merged:
@@ -122,9 +135,9 @@ class I2VTuner(BaseTuner):
                     module.set_adapter([])  # peft would leave the trained copy in the place of the original
         super()._unload_and_optionally_merge(merge=False, progressbar=progressbar, adapter_names=adapter_names)
 
-        for module in (*backbone.blocks.values(), embeddings):
-            module._modules.pop("sites", None)
-            module._modules.pop("temporal", None)
+        for module in (*backbone.blocks.values(), embeddings, backbone.model):
+            for layer in ("sites", "temporal", "clip_head"):
+                module._modules.pop(layer, None)
         return self._standalone(backbone, merge)
 
     def _standalone(self, backbone: Backbone, merge: bool) -> nn.Module:

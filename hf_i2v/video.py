@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from .backbones import Backbone, UnsupportedBackboneError
 from .block import I2VLayer, Swapped, VideoBlock, swap_in, swap_out, to_image_block, to_video_block
-from .frames import fold, frames_in_flight, unfold, working_on
+from .frames import fold, frames_in_flight, pooling_in_flight, unfold, working_on
 
 logger = logging.get_logger(__name__)
 
@@ -69,6 +69,38 @@ def over_frames(embedding_TD: torch.Tensor, num_frames: int) -> torch.Tensor:
     return nn.functional.interpolate(as_image_1DT, size=num_frames, mode="linear", align_corners=True)[0].T
 
 
+class ClipHead(I2VLayer):
+    """The tuner layer of the whole backbone: how an adapter pools the frames."""
+
+    other_param_names = ("pooling",)
+
+    def __init__(self, adapter_name: str):
+        super().__init__(adapter_name)
+        self.pooling: dict[str, str] = {}
+
+    def working_pooling(self) -> str | None:
+        """The pooling that the working adapters ask for, if any."""
+        wanted = {self.pooling[name] for name in self.working_adapters() if name in self.pooling}
+        if len(wanted) > 1:
+            raise ValueError(f"The active adapters {self.working_adapters()} pool differently. Activate one of them.")
+        return wanted.pop() if wanted else None
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        self.merged_adapters += [n for n in adapter_names or self.active_adapters if n not in self.merged_adapters]
+
+    def unmerge(self) -> None:
+        self.merged_adapters.clear()
+
+
+class VideoNorm(Swapped):
+    """The final norm; of the mean over the frames where the frames are pooled before it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if pooling_in_flight() == "before_norm":
+            x = unfold(x, x.shape[0] // frames_in_flight()).mean(1)
+        return super().forward(x)
+
+
 class VideoBackbone(Swapped):
     """A vision transformer that takes (B, T, C, h, w) and gives clip-level features.
 
@@ -79,7 +111,7 @@ class VideoBackbone(Swapped):
     def forward(self, pixel_values=None, *args, num_frames: int | None = None, return_dict=None, **kwargs):
         pixel_values, num_frames = fold(pixel_values, num_frames)
         num_clips = pixel_values.shape[0] // num_frames
-        with working_on(num_frames):
+        with working_on(num_frames, self.working_pooling()):
             outputs = super().forward(pixel_values, *args, return_dict=True, **kwargs)
 
         feature_MD = frame_feature(outputs, has_cls=self.has_cls)
@@ -92,6 +124,11 @@ class VideoBackbone(Swapped):
         outputs.pooler_output = unfold(feature_MD, num_clips).mean(1)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return outputs if return_dict else outputs.to_tuple()
+
+    def working_pooling(self) -> str:
+        """How the frames are pooled: as the active adapter asks, else as the model does."""
+        head = self._modules.get("clip_head")
+        return (head.working_pooling() if head is not None else None) or self.pooling
 
 
 def frame_feature(outputs, *, has_cls: bool) -> torch.Tensor:
@@ -116,6 +153,8 @@ def to_video(backbone: Backbone) -> None:
     backbone.embeddings.register_parameter("temporal_embedding", None)
     swap_in(backbone.model, VideoBackbone)
     backbone.model.has_cls = backbone.num_prefix_tokens > 0
+    backbone.model.pooling = "after_norm"
+    swap_in(backbone.final_norm, VideoNorm)
 
 
 def to_image(backbone: Backbone) -> None:
@@ -124,7 +163,8 @@ def to_image(backbone: Backbone) -> None:
         to_image_block(block)
     del backbone.embeddings.temporal_embedding
     swap_out(backbone.embeddings)
-    del backbone.model.has_cls
+    swap_out(backbone.final_norm)
+    del backbone.model.has_cls, backbone.model.pooling
     swap_out(backbone.model)
 
 

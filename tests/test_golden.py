@@ -13,6 +13,9 @@ GOLDEN = Path(__file__).parent / "golden"
 CASES = {
     "zeroi2v_a": ("zeroi2v", {}),
     "zeroi2v_c": ("zeroi2v", {"time_offsets": {-1: 1, 1: 1, -2: 1, 2: 1}}),
+    "st_adapter_a": ("st_adapter", {"num_frames": 4}),
+    "st_adapter_c": ("st_adapter", {"num_frames": 4}),
+    "aim_a": ("aim", {}),
 }
 
 

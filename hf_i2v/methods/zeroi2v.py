@@ -17,3 +17,4 @@ class ZeroI2VConfig(LinearAdapterConfig, STDHAConfig):
     method_name = "zeroi2v"
     uses_temporal_embedding = True
     trains_final_norm = True
+    default_pooling = "after_norm"

@@ -1,0 +1,118 @@
+"""AIM: the frozen attention, reused along time, and GELU adapters in three places.
+
+Paper: AIM (arXiv 2302.03024), equations 2 to 4, in this order:
+
+    x ← x + Ad_T(attn(Ad_Tin?(norm1(x over time))))     the same frozen attention, for every token position
+    x ← x + Ad_S(attn(norm1 x))                         Ad_S and Ad_Tin have a skip inside, Ad_T and Ad_M have none
+    x ← x + mlp(norm2 x) + s·Ad_M(norm2 x)
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..backbones import Backbone
+from ..config import I2VTunerConfig
+
+
+class GELUAdapter(nn.Module):
+    """W₂ gelu(W₁ x + b₁) + b₂ on (…, D), plus x where it has a skip; at the start 0, or x."""
+
+    def __init__(self, width: int, bottleneck: int, *, skip: bool):
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        self.skip = skip
+        nn.init.trunc_normal_(self.down.weight, std=0.02)
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: torch.Tensor, **_) -> torch.Tensor:
+        delta = self.up(F.gelu(self.down(x.to(self.down.weight.dtype)))).to(x.dtype)
+        return x + delta if self.skip else delta
+
+
+class TemporalAttention(nn.Module):
+    """x ← x + drop_path(Ad_T(attn(Ad_Tin?(norm1(x over time))))), with the block's own frozen norm and attention."""
+
+    def __init__(self, width: int, bottleneck: int, *, adapter_in: bool, drop_path: float):
+        super().__init__()
+        self.adapter_in = GELUAdapter(width, bottleneck, skip=True) if adapter_in else None
+        self.adapter = GELUAdapter(width, bottleneck, skip=False)
+        self.drop_path = drop_path
+
+    def forward(self, x_MND: torch.Tensor, *, num_frames: int, block: nn.Module) -> torch.Tensor:
+        num_tokens = x_MND.shape[1]
+        h_MND = block.first_norm(x_MND)
+        h_CTD = h_MND.unflatten(0, (-1, num_frames)).transpose(1, 2).flatten(0, 1)  # C = B·N token positions
+        if self.adapter_in is not None:
+            h_CTD = self.adapter_in(h_CTD)
+        h_CTD = self.adapter(block.attend(h_CTD))
+        h_MND = h_CTD.unflatten(0, (-1, num_tokens)).transpose(1, 2).flatten(0, 1)
+        return x_MND + drop_path(h_MND, self.drop_path, self.training)
+
+
+class JointAdapter(nn.Module):
+    """drop_path(s·Ad_M(norm2 x)), beside the MLP."""
+
+    def __init__(self, width: int, bottleneck: int, *, scale: float, drop_path: float):
+        super().__init__()
+        self.adapter = GELUAdapter(width, bottleneck, skip=False)
+        self.scale = scale
+        self.drop_path = drop_path
+
+    def forward(self, x_MND: torch.Tensor, **_) -> torch.Tensor:
+        return drop_path(self.scale * self.adapter(x_MND), self.drop_path, self.training)
+
+
+def drop_path(x_MND: torch.Tensor, probability: float, training: bool) -> torch.Tensor:
+    """Stochastic depth per frame (arXiv 1603.09382): a whole branch is dropped, those that stay are scaled up."""
+    if probability == 0 or not training:
+        return x_MND
+    keep_M11 = torch.empty(x_MND.shape[0], 1, 1, dtype=x_MND.dtype, device=x_MND.device)
+    return x_MND * keep_M11.bernoulli_(1 - probability) / (1 - probability)
+
+
+@dataclass
+class AIMConfig(I2VTunerConfig):
+    """Configuration of AIM (arXiv 2302.03024).
+
+    Args:
+        adapter_ratio: bottleneck width as a share of the model's width D.
+        adapter_scale: s; the paper uses 0.5, and 1.0 on Something-Something-v2.
+        temporal_adapter_in: a further adapter before the temporal attention (Something-Something-v2).
+        drop_path: probability of dropping the temporal and the joint branch in the last block; it grows linearly from
+            0 in the first.
+    """
+
+    method_name = "aim"
+    uses_temporal_embedding = True
+    trains_final_norm = True
+    default_pooling = "after_norm"
+    reuses_attention = True
+
+    adapter_ratio: float = field(default=0.25, metadata={"help": "Bottleneck width relative to the model's width."})
+    adapter_scale: float = field(default=0.5, metadata={"help": "Scale s of the joint adapter; 1.0 for SSv2."})
+    temporal_adapter_in: bool = field(
+        default=False, metadata={"help": "An adapter before the temporal attention too, as for SSv2."}
+    )
+    drop_path: float = field(default=0.2, metadata={"help": "Stochastic depth in the last block, growing from 0."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.adapter_ratio > 0:
+            raise ValueError(f"adapter_ratio ({self.adapter_ratio}) must be > 0")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path ({self.drop_path}) must lie in [0, 1)")
+
+    def site_modules(self, backbone: Backbone, layer: int) -> dict[str, nn.Module]:
+        width = backbone.hidden_size
+        bottleneck = max(1, int(width * self.adapter_ratio))
+        probability = self.drop_path * layer / max(1, len(backbone.blocks) - 1)
+        return {
+            "before": TemporalAttention(width, bottleneck, adapter_in=self.temporal_adapter_in, drop_path=probability),
+            "attention_out": GELUAdapter(width, bottleneck, skip=True),
+            "parallel": JointAdapter(width, bottleneck, scale=self.adapter_scale, drop_path=probability),
+        }

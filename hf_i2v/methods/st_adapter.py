@@ -1,0 +1,99 @@
+"""ST-Adapter: a bottleneck with a depth-wise 3-D convolution, on the residual stream.
+
+Paper: ST-Adapter (arXiv 2206.13559), equation 3:  x ← x + W₂ · DWConv3D(W₁ x), no non-linearity, on patch tokens only;
+CLS and register tokens pass by. The convolution is a cross-correlation (tap 0 is the previous frame), zero-padded in
+the bottleneck, so W₁'s bias does not enter the padding.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..backbones import Backbone
+from ..config import I2VTunerConfig
+
+ST_SITES = ("before", "between")
+
+
+class STAdapter(nn.Module):
+    """x_patches ← x_patches + W₂ · DWConv3D(W₁ x_patches) on (M, N, D); the identity at the start."""
+
+    def __init__(self, width: int, bottleneck: int, kernel_size: tuple[int, int, int], num_prefix_tokens: int):
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck)
+        self.conv = nn.Conv3d(
+            bottleneck,
+            bottleneck,
+            kernel_size,
+            padding=tuple(k // 2 for k in kernel_size),
+            groups=bottleneck,
+        )
+        self.up = nn.Linear(bottleneck, width)
+        self.num_prefix_tokens = num_prefix_tokens
+        for zero in (self.down.bias, self.conv.weight, self.conv.bias, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x_MND: torch.Tensor, *, num_frames: int, **_) -> torch.Tensor:
+        prefix, patches = x_MND[:, : self.num_prefix_tokens], x_MND[:, self.num_prefix_tokens :]
+        z_MPR = self.down(patches.to(self.down.weight.dtype))
+        z_MPR = self.convolve(z_MPR.unflatten(0, (-1, num_frames))).flatten(0, 1)
+        patches = patches + self.up(z_MPR).to(x_MND.dtype)
+        return torch.cat((prefix, patches), dim=1) if self.num_prefix_tokens else patches
+
+    def convolve(self, z_BTPR: torch.Tensor) -> torch.Tensor:
+        """The depth-wise convolution; over time alone as shifted multiply-adds, which need no other layout."""
+        taps, *spatial = self.conv.kernel_size
+        if spatial == [1, 1]:
+            T = z_BTPR.shape[1]
+            weight_RK = self.conv.weight.view(-1, taps)
+            padded = F.pad(z_BTPR, (0, 0, 0, 0, taps // 2, taps // 2))
+            out = self.conv.bias + padded[:, :T] * weight_RK[:, 0]
+            for tap in range(1, taps):
+                out = torch.addcmul(out, padded[:, tap : tap + T], weight_RK[:, tap])
+            return out
+        side = int(z_BTPR.shape[2] ** 0.5)
+        z_BRThw = z_BTPR.unflatten(2, (side, side)).permute(0, 4, 1, 2, 3)
+        return self.conv(z_BRThw).permute(0, 2, 3, 4, 1).flatten(2, 3)
+
+
+@dataclass
+class STAdapterConfig(I2VTunerConfig):
+    """Configuration of ST-Adapter (arXiv 2206.13559).
+
+    Args:
+        adapter_width: width R of the bottleneck; the paper uses 384 for ViT-B and ViT-L alike.
+        adapter_sites: "between" (before the MLP; Kinetics, "12×384") or "before" and "between" (before the attention
+            too; Something-Something-v2, "24×384").
+        kernel_size: of the depth-wise convolution, (frames, height, width), odd numbers.
+        layers_to_transform: the blocks with adapters; the released code adapts the last ones.
+    """
+
+    method_name = "st_adapter"
+    default_pooling = "before_norm"
+
+    adapter_width: int = field(default=384, metadata={"help": "Width of the bottleneck."})
+    adapter_sites: list[str] = field(
+        default_factory=lambda: ["between"],
+        metadata={"help": "Where adapters stand: before (the attention) and/or between (attention and MLP)."},
+    )
+    kernel_size: tuple[int, int, int] = field(
+        default=(3, 1, 1), metadata={"help": "Kernel of the depth-wise convolution: frames, height, width."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.kernel_size = tuple(self.kernel_size)
+        if len(self.kernel_size) != 3 or any(k < 1 or k % 2 == 0 for k in self.kernel_size):
+            raise ValueError(f"kernel_size {self.kernel_size} must be three odd numbers (frames, height, width)")
+        if set(self.adapter_sites) - set(ST_SITES) or not self.adapter_sites:
+            raise ValueError(f"adapter_sites {self.adapter_sites} must be some of {list(ST_SITES)}")
+        if self.adapter_width < 1:
+            raise ValueError(f"adapter_width ({self.adapter_width}) must be >= 1")
+
+    def site_modules(self, backbone: Backbone, layer: int) -> dict[str, nn.Module]:
+        return {
+            site: STAdapter(backbone.hidden_size, self.adapter_width, self.kernel_size, backbone.num_prefix_tokens)
+            for site in self.adapter_sites
+        }
