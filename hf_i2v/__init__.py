@@ -7,6 +7,7 @@ from .config import I2VTunerConfig
 from .methods.aim import AIMConfig
 from .methods.inti import InTIConfig
 from .methods.linear_adapter import LinearAdapterConfig
+from .methods.m_adapter import MAdapterConfig
 from .methods.st_adapter import STAdapterConfig
 from .methods.stdha import STDHAConfig
 from .methods.zeroi2v import ZeroI2VConfig
@@ -22,6 +23,7 @@ for _config in (
     STAdapterConfig,
     AIMConfig,
     InTIConfig,
+    MAdapterConfig,
     ComposedConfig,
 ):
     register_method(_config, I2VTuner)
@@ -37,6 +39,7 @@ __all__ = [
     "I2VTunerConfig",
     "InTIConfig",
     "LinearAdapterConfig",
+    "MAdapterConfig",
     "STAdapterConfig",
     "STDHAConfig",
     "UnsupportedBackboneError",

@@ -84,7 +84,7 @@ def find_backbone(model: nn.Module) -> Backbone:
                 name
                 for name, child in modules[owner].named_children()
                 if any(isinstance(m, nn.Conv2d) for m in child.modules())
-                and not any(other.startswith(f"{prefix}{name}.") for other in stacks)
+                and not any(f"{other}.".startswith(f"{prefix}{name}.") for other in stacks)
             ]
             if embeddings:
                 found[owner] = (stack, embeddings[0], parts)

@@ -78,6 +78,7 @@ class Sites(I2VLayer):
             setattr(self, site, nn.ModuleDict())
         self.time_offsets: dict[str, tuple[int, ...]] = {}
         self._unmerged_weights: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
+        self._new_biases: dict[str, list[tuple[nn.Linear, str]]] = {}
 
     def at(self, site: str) -> Iterator[nn.Module]:
         """Modules to run at `site`, in order. Merged ones are in the weights already."""
@@ -85,6 +86,16 @@ class Sites(I2VLayer):
         for name in self.working_adapters():
             if name in adapters and name not in self.merged_adapters:
                 yield from adapters[name].values()
+
+    def methods_of(self, adapter_name: str, *, mergeable: bool) -> set[str]:
+        """Names of the adapter's methods that have modules here which fold into weights, or which do not."""
+        return {
+            method
+            for site in SITES
+            if adapter_name in getattr(self, site)
+            for method, module in getattr(self, site)[adapter_name].items()
+            if hasattr(module, "affine") == mergeable
+        }
 
     def shift(self) -> tuple[int, ...] | None:
         """Time offsets that the working adapters bring, or None if they leave them to the model."""
@@ -103,17 +114,22 @@ class Sites(I2VLayer):
             ValueError: with `safe_merge`, a weight would not be finite; the block is left as it was.
         """
         for name in check_adapters_to_merge(self, adapter_names):
-            merged = {}
+            merged, new_biases = {}, []
             for site in ("attention_in", "attention_out", "mlp_in", "mlp_out"):
                 for module in getattr(self, site)[name].values() if name in getattr(self, site) else ():
+                    if not hasattr(module, "affine"):
+                        continue
                     A, a = module.affine()
+                    new_biases += self.block.add_missing_biases(site)
                     for linear in self.block.linears_at(site):
                         _fold_affine(linear, A, a, output_side=site.endswith("_out"), merged=merged)
             if safe_merge and not all(torch.isfinite(value).all() for value in merged.values()):
+                self.block.remove_biases(new_biases)
                 raise ValueError(
                     f"NaNs or infinities detected in the merged weights. The adapter {name} seems to be broken"
                 )
             self._unmerged_weights[name] = [(parameter, parameter.data) for parameter in merged]
+            self._new_biases[name] = new_biases
             for parameter, value in merged.items():
                 parameter.data = value.to(parameter.dtype)
             self.merged_adapters.append(name)
@@ -121,17 +137,14 @@ class Sites(I2VLayer):
     def unmerge(self) -> None:
         """Put the weights from before the merges back, exactly."""
         while self.merged_adapters:
-            for parameter, value in self._unmerged_weights.pop(self.merged_adapters.pop()):
+            name = self.merged_adapters.pop()
+            for parameter, value in self._unmerged_weights.pop(name):
                 parameter.data = value
+            self.block.remove_biases(self._new_biases.pop(name))
 
 
 def _fold_affine(linear: nn.Linear, A: torch.Tensor, a: torch.Tensor, *, output_side: bool, merged: dict) -> None:
     """Add to `merged` the float32 (or wider) weight and bias of A·(W x + b) + a, or of W·(A x + a) + b."""
-    if linear.bias is None:
-        raise ValueError(
-            f"A linear adapter stands beside {linear}, which has no bias to take its constant part. "
-            "Choose adapter_sites without it, or use the unmerged model."
-        )
     W = merged.get(linear.weight, linear.weight.detach()).to(A.dtype)
     b = merged.get(linear.bias, linear.bias.detach()).to(A.dtype)
     A, a = A.detach().to(W.device), a.detach().to(W.device)
@@ -198,6 +211,26 @@ class VideoBlock(Swapped):
         if (sites := self._modules.get("sites")) is not None:
             yield from sites.at(site)
 
+    def bake(self, adapter_name: str, *, with_linear: bool) -> set[str]:
+        """Move an adapter's modules (without those that were merged) among the model's own; returns their methods."""
+        methods = set()
+        for site in SITES:
+            for method, module in getattr(self.sites, site)._modules.pop(adapter_name, nn.ModuleDict()).items():
+                if with_linear or not hasattr(module, "affine"):
+                    self.add_baked(site, method, module.to(next(self.parameters()).dtype).requires_grad_(False))
+                    methods.add(method)
+        return methods
+
+    def add_baked(self, site: str, method: str, module: nn.Module) -> None:
+        """Give the model a module of its own at `site`."""
+        if "baked" not in self._modules:
+            self.baked = nn.ModuleDict()
+        if site not in self.baked:
+            self.baked[site] = nn.ModuleDict()
+        if method in self.baked[site]:
+            raise ValueError(f"The model has a baked {method} at the site {site!r} already.")
+        self.baked[site][method] = module
+
     def first_norm(self, x: torch.Tensor) -> torch.Tensor:
         """The norm before the attention."""
         return getattr(self, self.block_parts.norm1)(x)
@@ -215,17 +248,54 @@ class VideoBlock(Swapped):
             x = getattr(self, name)(x)
         return x
 
+    def add_missing_biases(self, site: str) -> list[tuple[nn.Linear, str]]:
+        """Give the projections at `site` a bias, for the constant part of a merged adapter, and say so in the config.
+
+        Returns:
+            The projections that got one, each with the config's name for it.
+
+        Raises:
+            ValueError: the model's configuration has no word for such a bias, so it could not be saved.
+        """
+        config = getattr(self, self.block_parts.attention).config.wrapped
+        added = []
+        for module, name in self._linear_names(site):
+            linear = without_peft(getattr(module, name))
+            if linear.bias is not None:
+                continue
+            words = {"q_proj": "query_bias", "k_proj": "key_bias", "v_proj": "value_bias"}.get(name, "mlp_bias")
+            flag = next((flag for flag in (words, "qkv_bias") if hasattr(config, flag)), None)
+            if flag is None:
+                self.remove_biases(added)
+                raise ValueError(
+                    f"A linear adapter at {site!r} cannot be merged: {name} has no bias to take its constant part, "
+                    f"and {type(config).__name__} cannot say that it has one. Leave {site!r} out of adapter_sites."
+                )
+            linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features), requires_grad=False)
+            setattr(config, flag, True)
+            added.append((linear, flag))
+        return added
+
+    def remove_biases(self, added: list[tuple[nn.Linear, str]]) -> None:
+        """Undo `add_missing_biases`."""
+        config = getattr(self, self.block_parts.attention).config.wrapped
+        for linear, flag in added:
+            linear.bias = None
+            setattr(config, flag, False)
+
     def linears_at(self, site: str) -> list[nn.Linear]:
         """The frozen projections that directly follow an `_in` site, or directly precede an `_out` site."""
+        return [without_peft(getattr(module, name)) for module, name in self._linear_names(site)]
+
+    def _linear_names(self, site: str) -> list[tuple[nn.Module, str]]:
         parts = self.block_parts
         attention, mlp = getattr(self, parts.attention), getattr(self, parts.mlp)
-        names = {
+        return {
             "attention_in": [(attention, name) for name in ("q_proj", "k_proj", "v_proj")],
             "attention_out": [(attention, parts.attention_output)],
             "mlp_in": [(mlp, name) for name in parts.mlp_inputs],
             "mlp_out": [(mlp, parts.mlp_output)],
-        }
-        return [without_peft(getattr(module, name)) for module, name in names[site]]
+        }[site]
 
 
 def to_video_block(block: nn.Module, parts: BlockParts, time_offsets: tuple[int, ...] = ()) -> None:

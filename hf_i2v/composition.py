@@ -23,7 +23,7 @@ class ComposedConfig(I2VTunerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.methods = [_from_dict(m) if isinstance(m, dict) else m for m in self.methods]
+        self.methods = [config_from_dict(m) if isinstance(m, dict) else m for m in self.methods]
         names = [m.method_name for m in self.methods]
         if len(names) < 2:
             raise ValueError(f"A composition needs two methods or more, found {names}.")
@@ -86,6 +86,7 @@ def compose(first: I2VTunerConfig, second: I2VTunerConfig) -> ComposedConfig:
     return ComposedConfig(methods=methods)
 
 
-def _from_dict(config: dict) -> I2VTunerConfig:
+def config_from_dict(config: dict) -> I2VTunerConfig:
+    """A method's configuration from its `to_dict()`."""
     config = dict(config)
     return PEFT_TYPE_TO_CONFIG_MAPPING[register_peft_type(config.pop("peft_type"))](**config)

@@ -81,6 +81,10 @@ class I2VTunerConfig(PeftConfig):
         """New modules for the sites of block number `layer`, by site name."""
         return {}
 
+    def branch_module(self, backbone: Backbone) -> nn.Module | None:
+        """A new side branch over the whole backbone, for a method that has one."""
+        return None
+
     def head_time_offsets(self, layer: int) -> tuple[int, ...]:
         """Frame offsets of the first heads of block number `layer`; () if none is shifted."""
         return ()

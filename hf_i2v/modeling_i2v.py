@@ -17,7 +17,8 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
-from .backbones import find_backbone
+from .backbones import Backbone, find_backbone
+from .composition import config_from_dict
 from .methods.stdha import check_time_offsets, trim
 from .video import VideoEmbeddings, to_video
 
@@ -32,6 +33,7 @@ class I2VConfig(PreTrainedConfig):
         time_offsets: STDHA's frame offsets per head; one list for all blocks, or a list per block. None: no shift.
         temporal_embedding: whether a temporal embedding (T, D) is added to the tokens of each frame.
         pooling: "after_norm": final norm of each frame, then the mean over the frames; "before_norm": the other way.
+        baked: configurations of the methods whose modules are part of the model.
         add_pooling_layer: whether the image model has the pooler that ViT has as an option.
         classifier_dropout: dropout before the classifier.
     """
@@ -44,6 +46,7 @@ class I2VConfig(PreTrainedConfig):
     time_offsets: list | None = None
     temporal_embedding: bool = False
     pooling: Literal["after_norm", "before_norm"] = "after_norm"
+    baked: list | None = None
     add_pooling_layer: bool = False
     classifier_dropout: float | int = 0.5
 
@@ -60,6 +63,7 @@ class I2VConfig(PreTrainedConfig):
         """Take over how the video backbone inside `model` is made and what it does in time."""
         backbone = find_backbone(model)
         self.pooling = backbone.model.pooling
+        self.baked = [{k: v for k, v in m.items() if v is not None} for m in backbone.model.baked_methods] or None
         self.add_pooling_layer = getattr(backbone.model, "pooler", None) is not None
         offsets = [list(block.time_offsets) for block in backbone.blocks.values()]
         self.time_offsets = offsets if any(offsets) else None
@@ -114,6 +118,8 @@ class I2VModel(I2VPreTrainedModel):
             block.time_offsets = offsets
         if config.temporal_embedding and backbone.embeddings.temporal_embedding is None:
             backbone.embeddings.temporal_embedding = nn.Parameter(torch.zeros(config.num_frames, backbone.hidden_size))
+        if not self.image_model.baked_methods:
+            _add_baked_modules(config, backbone)
         self._no_split_modules = list(getattr(self.image_model, "_no_split_modules", None) or [])
         self.post_init()
 
@@ -126,11 +132,12 @@ class I2VModel(I2VPreTrainedModel):
         return cls(config, image_model).train(image_model.training)
 
     def forward(
-        self, pixel_values: torch.Tensor, num_frames: int | None = None, **kwargs
+        self, pixel_values: torch.Tensor | None = None, num_frames: int | None = None, **kwargs
     ) -> BaseModelOutputWithPooling | tuple:
         """
         Args:
             pixel_values: (B, T, C, h, w), or (B·T, C, h, w) together with `num_frames`.
+            frozen_features: in their place, what a side branch (M-adapter) needs of the frozen model.
 
         Returns:
             `pooler_output` (B, D), `last_hidden_state` (B, T, N, D), and (B, T, …) for what else is asked for.
@@ -193,7 +200,7 @@ class I2VForVideoClassification(I2VPreTrainedModel):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_frames: int | None = None,
         return_dict: bool | None = None,
@@ -202,6 +209,7 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         """
         Args:
             pixel_values: (B, T, C, h, w), or (B·T, C, h, w) together with `num_frames`.
+            frozen_features: in their place, what a side branch (M-adapter) needs of the frozen model.
             labels: (B,) class indices; for other problem types as in transformers' sequence classification.
 
         Returns:
@@ -224,6 +232,18 @@ def keep_from_initialisation(module: nn.Module) -> None:
         child._is_hf_initialized = True
     for parameter in module.parameters():
         parameter._is_hf_initialized = True
+
+
+def _add_baked_modules(config: I2VConfig, backbone: Backbone) -> None:
+    """Build the modules of baked methods; their weights come with the checkpoint."""
+    for method in config.baked or []:
+        part = config_from_dict(method)
+        for layer, block in enumerate(backbone.blocks.values()):
+            for site, module in part.site_modules(backbone, layer).items() if part.adapts(layer) else ():
+                block.add_baked(site, part.method_name, module)
+        if (branch := part.branch_module(backbone)) is not None:
+            backbone.model.baked_branch = branch
+    backbone.model.baked_methods = list(config.baked or [])
 
 
 def _image_model(config: I2VConfig) -> nn.Module:

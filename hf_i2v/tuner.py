@@ -11,7 +11,7 @@ from torch import nn
 from .backbones import Backbone, find_backbone
 from .block import I2VLayer, Sites
 from .config import SITES, I2VTunerConfig
-from .video import ClipHead, TemporalEmbedding, to_image, to_video
+from .video import ClipHead, TemporalEmbedding, VideoBackbone, to_image, to_video
 
 
 class I2VTuner(BaseTuner):
@@ -32,24 +32,38 @@ class I2VTuner(BaseTuner):
         backbone = find_backbone(model)
         peft_config.num_frames = _agreed_num_frames(peft_config, model)
         peft_config.resolve(backbone)
+        foreign_head = backbone.name and hasattr(model, "classifier") and not hasattr(model, "i2v")
+        if foreign_head and peft_config.target_modules is not None:  # a side branch
+            raise ValueError(
+                f"{type(peft_config).__name__} changes the clip feature only, which {type(model).__name__} does not "
+                "read. Use I2VForVideoClassification.from_image_model(...) with it."
+            )
         peft_config.modules_to_save = _modules_to_save(peft_config, model, backbone)
 
+        if not hasattr(self, "_was_image_model"):
+            self._was_image_model = not isinstance(backbone.model, VideoBackbone)
         to_video(backbone)
         self._layers = {name: i for i, name in enumerate(backbone.blocks) if peft_config.adapts(i)}
         self._embeddings = backbone.embeddings_path if peft_config.uses_temporal_embedding else None
         self._backbone = backbone
 
-    def inject_adapter(self, model, adapter_name, *args, **kwargs) -> None:
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        if pooling := self.peft_config[adapter_name].pooling:
-            backbone = self._backbone.model
-            if "clip_head" not in backbone._modules:
-                backbone.clip_head = ClipHead(adapter_name)
-                backbone.clip_head.set_adapter(self.active_adapters)
-            backbone.clip_head.pooling[adapter_name] = pooling
-
     def _check_target_module_exists(self, peft_config: I2VTunerConfig, key: str) -> bool:
         return key in self._layers or key == self._embeddings
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        # afterwards, because the backbone may be the model itself, which peft's loop over submodules does not visit
+        config, backbone = self.peft_config[adapter_name], self._backbone.model
+        branch = config.branch_module(self._backbone)
+        if branch is None and not config.pooling:
+            return
+        if "clip_head" not in backbone._modules:
+            backbone.clip_head = ClipHead(adapter_name)
+        if config.pooling:
+            backbone.clip_head.pooling[adapter_name] = config.pooling
+        if branch is not None:
+            backbone.clip_head.branch[adapter_name] = _moved(branch, next(backbone.parameters()))
+        backbone.clip_head.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
         if current_key == self._embeddings:
@@ -82,21 +96,23 @@ class I2VTuner(BaseTuner):
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """`…sites.<site>.<adapter>.<method>.down.weight`: here the adapter's name does not stand at the end."""
-        site = rf"(\.sites\.(?:{'|'.join(SITES)}))\.{re.escape(adapter_name)}\."
-        without, found = re.subn(site, r"\1.", key)
+        places = rf"(\.sites\.(?:{'|'.join(SITES)})|\.clip_head\.branch)\.{re.escape(adapter_name)}\."
+        without, found = re.subn(places, r"\1.", key)
         return without if found else super()._remove_adapter_name_from_key(key, adapter_name)
 
-    def _check_merge_allowed(self) -> None:
-        """Raise ValueError if an active adapter has modules that do not fold into weights."""
-        for layer in self._sites():
-            for site in SITES:
-                for name, methods in getattr(layer, site).items():
-                    stuck = [m for m, module in methods.items() if not hasattr(module, "affine")]
-                    if name in layer.active_adapters and stuck:
-                        raise ValueError(
-                            f"The adapter {name!r} cannot be merged: {stuck[0]} is no linear map of the weights. "
-                            "Keep it as an adapter (save_pretrained), and use unload() to get the image model back."
-                        )
+    def _check_merge_allowed(self, adapter_names: list[str] | None = None) -> None:
+        """Raise ValueError if an adapter has modules that do not fold into weights."""
+        for name in adapter_names or self.active_adapters:
+            stuck = {m for sites in self._sites() for m in sites.methods_of(name, mergeable=False)}
+            head = self._backbone.model._modules.get("clip_head")
+            if head is not None and name in head.branch:
+                stuck.add(self.peft_config[name].method_name)
+            if stuck:
+                raise ValueError(
+                    f"The adapter {name!r} cannot be merged: {', '.join(sorted(stuck))} is no linear map of the "
+                    "weights. Call bake() to make it a part of the model instead, which can then be saved and loaded "
+                    "as one; or keep it as an adapter."
+                )
 
     def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
         """Take all tuner layers out. Merged, the linear adapters are in the weights and the model keeps its time.
@@ -104,12 +120,9 @@ class I2VTuner(BaseTuner):
         A bare vision model that was merged comes back inside an `I2VModel`: as a plain image model it would run, but
         ignore time without a word.
         """
-        model = self.model
-        backbone = find_backbone(model)
-        embeddings = backbone.embeddings
-        layers = [m for m in model.modules() if isinstance(m, I2VLayer)]
+        layers = [m for m in self.model.modules() if isinstance(m, I2VLayer)]
         if merge:
-            self._check_merge_allowed()
+            self._check_merge_allowed(adapter_names)
             if adapter_names is not None:
                 self.set_adapter(adapter_names)
             if safe_merge:
@@ -120,34 +133,74 @@ class I2VTuner(BaseTuner):
             for layer in layers:
                 if not layer.merged:
                     layer.merge()
-            for block in backbone.blocks.values():
-                shift = block.sites.shift() if "sites" in block._modules else None
-                block.time_offsets = block.time_offsets if shift is None else shift
-            if "temporal" in embeddings._modules:
-                _keep_temporal_embedding(embeddings)
-            backbone.model.pooling = backbone.model.working_pooling()
-        else:
-            for layer in layers:
-                if layer.merged:
-                    layer.unmerge()
-            for module in model.modules():
-                if isinstance(module, ModulesToSaveWrapper):
-                    module.set_adapter([])  # peft would leave the trained copy in the place of the original
-        super()._unload_and_optionally_merge(merge=False, progressbar=progressbar, adapter_names=adapter_names)
+            self._keep_time()
+            return self._without_tuner_layers(progressbar, changed=True)
+        for layer in layers:
+            if layer.merged:
+                layer.unmerge()
+        for module in self.model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.set_adapter([])  # peft would leave the trained copy in the place of the original
+        return self._without_tuner_layers(progressbar, changed=False)
 
-        for module in (*backbone.blocks.values(), embeddings, backbone.model):
+    def bake(self) -> nn.Module:
+        """Make the active adapter a part of the model, for methods that cannot be merged into its weights.
+
+        Linear adapters are merged where that changes nothing; the other modules stay, as the model's own. The result
+        saves and loads as one artefact (`I2VForVideoClassification`, or `I2VModel` for a bare vision model).
+
+        Raises:
+            ValueError: several adapters are active, or the method is in the model already.
+        """
+        if len(self.active_adapters) != 1:
+            raise ValueError(f"bake() takes one active adapter, but {self.active_adapters} are active.")
+        (name,) = self.active_adapters
+        config, backbone = self.peft_config[name], self._backbone
+        merge_linear = not any(part.reuses_attention for part in config.parts())
+        kept = set()
+        for block in backbone.blocks.values():
+            if "sites" in block._modules:
+                if merge_linear and not block.sites.merged:
+                    block.sites.merge()
+                kept |= block.bake(name, with_linear=not merge_linear)
+        head = backbone.model._modules.get("clip_head")
+        if head is not None and name in head.branch:
+            if "baked_branch" in backbone.model._modules:
+                raise ValueError("The model has a side branch already.")
+            backbone.model.baked_branch = head.branch[name].requires_grad_(False)
+            kept.add(config.method_name)
+        backbone.model.baked_methods = [
+            *backbone.model.baked_methods,
+            *(part.to_dict() for part in config.parts() if part.method_name in kept),
+        ]
+        self._keep_time()
+        return self._without_tuner_layers(progressbar=False, changed=True)
+
+    def _keep_time(self) -> None:
+        """What the working adapters do in time becomes the model's own: offsets, temporal embedding, pooling."""
+        backbone = self._backbone
+        for block in backbone.blocks.values():
+            shift = block.sites.shift() if "sites" in block._modules else None
+            block.time_offsets = block.time_offsets if shift is None else shift
+        if "temporal" in backbone.embeddings._modules:
+            _keep_temporal_embedding(backbone.embeddings)
+        backbone.model.pooling = backbone.model.working_pooling()
+
+    def _without_tuner_layers(self, progressbar: bool, *, changed: bool) -> nn.Module:
+        from .modeling_i2v import I2VModel, I2VPreTrainedModel
+
+        super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)
+        backbone = find_backbone(self.model)
+        for module in (*backbone.blocks.values(), backbone.embeddings, backbone.model):
             for layer in ("sites", "temporal", "clip_head"):
                 module._modules.pop(layer, None)
-        return self._standalone(backbone, merge)
-
-    def _standalone(self, backbone: Backbone, merge: bool) -> nn.Module:
-        from .modeling_i2v import I2VModel, I2VPreTrainedModel
 
         if isinstance(self.model, I2VPreTrainedModel):
             self.model.config.describe_time(self.model)
             return self.model
-        if not merge:
-            to_image(backbone)
+        if not changed:
+            if self._was_image_model:
+                to_image(backbone)
             return self.model
         num_frames = self.peft_config[self.active_adapters[0]].num_frames
         if backbone.name == "":
@@ -156,7 +209,7 @@ class I2VTuner(BaseTuner):
             f"The merged {type(self.model).__name__} keeps its time offsets and temporal embedding only in memory: "
             "saved and loaded again it would be the image model. Adapt its vision model, or build an "
             "I2VForVideoClassification from it, to get a model that can be saved.",
-            stacklevel=2,
+            stacklevel=3,
         )
         return self.model
 

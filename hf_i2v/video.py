@@ -1,6 +1,7 @@
 """An image model that takes clips: the video counterparts of the backbone's embeddings and of the whole."""
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -69,14 +70,26 @@ def over_frames(embedding_TD: torch.Tensor, num_frames: int) -> torch.Tensor:
     return nn.functional.interpolate(as_image_1DT, size=num_frames, mode="linear", align_corners=True)[0].T
 
 
-class ClipHead(I2VLayer):
-    """The tuner layer of the whole backbone: how an adapter pools the frames."""
+class FrozenFeatures(NamedTuple):
+    """What a side branch needs of the frozen model: block outputs (L, B, T, P, D) and the clip feature (B, D)."""
 
+    levels: torch.Tensor
+    feature: torch.Tensor
+
+
+class ClipHead(I2VLayer):
+    """The tuner layer of the whole backbone: an adapter's side branch, and how it pools the frames."""
+
+    adapter_layer_names = ("branch",)
     other_param_names = ("pooling",)
 
     def __init__(self, adapter_name: str):
         super().__init__(adapter_name)
+        self.branch = nn.ModuleDict()
         self.pooling: dict[str, str] = {}
+
+    def working_branches(self) -> list[nn.Module]:
+        return [self.branch[name] for name in self.working_adapters() if name in self.branch]
 
     def working_pooling(self) -> str | None:
         """The pooling that the working adapters ask for, if any."""
@@ -105,25 +118,65 @@ class VideoBackbone(Swapped):
     """A vision transformer that takes (B, T, C, h, w) and gives clip-level features.
 
     Its output is the image model's own, with `pooler_output` (B, D), the mean over the frames of what the image model
-    gives for one frame, and every other tensor unfolded to (B, T, …).
+    gives for one frame, and every other tensor unfolded to (B, T, …). Inside a model with a head of its own
+    (`CLIPModel`, `ViTForImageClassification`), `last_hidden_state` is the mean over the frames too, (B, N, D).
     """
 
-    def forward(self, pixel_values=None, *args, num_frames: int | None = None, return_dict=None, **kwargs):
+    def forward(
+        self,
+        pixel_values=None,
+        *args,
+        num_frames: int | None = None,
+        frozen_features: FrozenFeatures | None = None,
+        return_dict=None,
+        **kwargs,
+    ):
+        branch = self.working_branch()
+        if frozen_features is None:
+            outputs, frozen_features = self._run(pixel_values, num_frames, branch, *args, **kwargs)
+        elif branch is None:
+            raise ValueError("frozen_features were given, but no active adapter has a side branch that reads them.")
+        else:
+            outputs = BaseModelOutputWithPooling(pooler_output=frozen_features.feature)
+        if branch is not None:
+            outputs.pooler_output = outputs.pooler_output + branch(frozen_features.levels).to(outputs.pooler_output)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return outputs if return_dict else outputs.to_tuple()
+
+    def _run(self, pixel_values, num_frames, branch, *args, output_hidden_states=None, **kwargs):
+        """The image model on all frames, its outputs unfolded; for a branch without a graph, and with its levels."""
         pixel_values, num_frames = fold(pixel_values, num_frames)
         num_clips = pixel_values.shape[0] // num_frames
-        with working_on(num_frames, self.working_pooling()):
-            outputs = super().forward(pixel_values, *args, return_dict=True, **kwargs)
-
-        feature_MD = frame_feature(outputs, has_cls=self.has_cls)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if branch is not None and not wanted:
+            output_hidden_states = [level + 1 for level in branch.levels]
+        graph = nullcontext() if branch is None else torch.no_grad()
+        with working_on(num_frames, self.working_pooling()), graph:
+            outputs = super().forward(
+                pixel_values, *args, output_hidden_states=output_hidden_states, return_dict=True, **kwargs
+            )
+            feature_MD = frame_feature(outputs, has_cls=self.has_cls)
+            levels = branch.read(outputs.hidden_states, num_frames) if branch is not None else None
+            if not wanted and branch is not None:
+                outputs.hidden_states = None
         for key, value in outputs.items():
             if isinstance(value, tuple):
-                outputs[key] = tuple(unfold(x, num_clips) for x in value)
-            else:
+                outputs[key] = tuple(None if x is None else unfold(x, num_clips) for x in value)
+            elif value is not None:
                 outputs[key] = unfold(value, num_clips)
         outputs = BaseModelOutputWithPooling(**outputs)
         outputs.pooler_output = unfold(feature_MD, num_clips).mean(1)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return outputs if return_dict else outputs.to_tuple()
+        if self.nested:  # a head around the vision model reads tokens as those of an image, (B, N, D)
+            outputs.last_hidden_state = outputs.last_hidden_state.mean(1)
+        return outputs, FrozenFeatures(levels, outputs.pooler_output)
+
+    def working_branch(self) -> nn.Module | None:
+        """The side branch of the active adapter, else the model's own."""
+        head = self._modules.get("clip_head")
+        branches = head.working_branches() if head is not None else []
+        if len(branches) > 1:
+            raise ValueError(f"{len(branches)} active adapters have a side branch. Activate one of them.")
+        return branches[0] if branches else self._modules.get("baked_branch")
 
     def working_pooling(self) -> str:
         """How the frames are pooled: as the active adapter asks, else as the model does."""
@@ -154,6 +207,8 @@ def to_video(backbone: Backbone) -> None:
     swap_in(backbone.model, VideoBackbone)
     backbone.model.has_cls = backbone.num_prefix_tokens > 0
     backbone.model.pooling = "after_norm"
+    backbone.model.baked_methods = []
+    backbone.model.nested = backbone.name != ""
     swap_in(backbone.final_norm, VideoNorm)
 
 
@@ -165,6 +220,7 @@ def to_image(backbone: Backbone) -> None:
     swap_out(backbone.embeddings)
     swap_out(backbone.final_norm)
     del backbone.model.has_cls, backbone.model.pooling
+    del backbone.model.baked_methods, backbone.model.nested
     swap_out(backbone.model)
 
 
