@@ -1,6 +1,6 @@
 """An image model that takes clips: the video counterparts of the backbone's embeddings and of the whole."""
 
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -150,15 +150,17 @@ class VideoBackbone(Swapped):
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if branch is not None and not wanted:
             output_hidden_states = [level + 1 for level in branch.levels]
-        graph = nullcontext() if branch is None else torch.no_grad()
-        with working_on(num_frames, self.working_pooling()), graph:
-            outputs = super().forward(
-                pixel_values, *args, output_hidden_states=output_hidden_states, return_dict=True, **kwargs
-            )
-            feature_MD = frame_feature(outputs, has_cls=self.has_cls)
-            levels = branch.read(outputs.hidden_states, num_frames) if branch is not None else None
-            if not wanted and branch is not None:
-                outputs.hidden_states = None
+        with working_on(num_frames, self.working_pooling()):
+            kwargs |= {"output_hidden_states": output_hidden_states, "return_dict": True}
+            if branch is None:
+                outputs = super().forward(pixel_values, *args, **kwargs)
+            else:
+                with torch.no_grad():
+                    outputs = super().forward(pixel_values, *args, **kwargs)
+        feature_MD = frame_feature(outputs, has_cls=self.has_cls)
+        levels = branch.read(outputs.hidden_states, num_frames) if branch is not None else None
+        if not wanted and branch is not None:
+            outputs.hidden_states = None
         for key, value in outputs.items():
             if isinstance(value, tuple):
                 outputs[key] = tuple(None if x is None else unfold(x, num_clips) for x in value)
