@@ -22,7 +22,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import SchedulerType, get_scheduler
 
-from hf_i2v import I2VForVideoClassification, LinearAdapterConfig, STDHAConfig, ZeroI2VConfig
+from hf_i2v import (
+    AIMConfig,
+    I2VForVideoClassification,
+    I2VTunerConfig,
+    InTIConfig,
+    LinearAdapterConfig,
+    MAdapterConfig,
+    STAdapterConfig,
+    STDHAConfig,
+    ZeroI2VConfig,
+)
 from hf_i2v.cost import cost
 from hf_i2v.data import (
     VideoClips,
@@ -33,7 +43,18 @@ from hf_i2v.data import (
     train_transform,
 )
 
-TUNERS = {"zeroi2v": ZeroI2VConfig, "stdha": STDHAConfig, "linear_adapter": LinearAdapterConfig}
+TUNERS = {
+    config.method_name: config
+    for config in (
+        ZeroI2VConfig,
+        STDHAConfig,
+        LinearAdapterConfig,
+        STAdapterConfig,
+        AIMConfig,
+        InTIConfig,
+        MAdapterConfig,
+    )
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,7 +65,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # the model
     add("--model_name_or_path", required=True, help="image checkpoint, a folder or a Hub repository")
     add("--allow_random_base", action="store_true", help="accept a checkpoint that leaves backbone weights random")
-    add("--tuner", choices=[*TUNERS, "linear_probe"], default="zeroi2v", help="linear_probe trains the head only")
+    add(
+        "--tuner", default="zeroi2v", help=f"linear_probe (the head only), or some of {', '.join(TUNERS)}, joined by +"
+    )
     add("--tuner_config", nargs="*", default=[], metavar="KEY=VALUE", help="options of the tuner's configuration")
     add("--num_frames", type=int, default=8, help="frames per clip")
     # the data
@@ -75,15 +98,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def tuner_options(pairs: list[str]) -> dict:
-    """`["adapter_scale=1.0", "time_offsets={-1: 1}"]` as a dict; values are YAML."""
-    options = {}
+def tuner_config(tuner: str, pairs: list[str]) -> I2VTunerConfig:
+    """`"st_adapter+inti"` and `["adapter_width=128", "insert_before=[3]"]` as a configuration; values are YAML.
+
+    An option goes to every method of the tuner that has it.
+    """
+    names = tuner.split("+")
+    if unknown := [name for name in names if name not in TUNERS]:
+        raise SystemExit(f"--tuner {tuner}: {unknown} is not among linear_probe, {', '.join(TUNERS)}")
+    options = {name: {} for name in names}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals:
-            raise SystemExit(f"--tuner_config takes KEY=VALUE, not {pair!r}")
-        options[key] = yaml.safe_load(value)
-    return options
+        takers = [name for name in names if key in {field.name for field in dataclasses.fields(TUNERS[name])}]
+        if not equals or not takers:
+            raise SystemExit(f"--tuner_config takes KEY=VALUE with options of {tuner}, not {pair!r}")
+        for name in takers:
+            options[name][key] = yaml.safe_load(value)
+    first, *others = [TUNERS[name](**options[name]) for name in names]
+    return sum(others, start=first)
 
 
 def build_model(args: argparse.Namespace, names: list[str]) -> torch.nn.Module:
@@ -99,7 +131,7 @@ def build_model(args: argparse.Namespace, names: list[str]) -> torch.nn.Module:
     if args.tuner == "linear_probe":
         model.i2v.requires_grad_(False)
         return model
-    return get_peft_model(model, TUNERS[args.tuner](**tuner_options(args.tuner_config)))
+    return get_peft_model(model, tuner_config(args.tuner, args.tuner_config))
 
 
 def build_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ transformers."""
 from .backbones import UnsupportedBackboneError
 from .composition import ComposedConfig
 from .config import I2VTunerConfig
+from .convert import load_released_checkpoint, to_released_state_dict
 from .methods.aim import AIMConfig
 from .methods.inti import InTIConfig
 from .methods.linear_adapter import LinearAdapterConfig
@@ -45,4 +46,6 @@ __all__ = [
     "UnsupportedBackboneError",
     "ZeroI2VConfig",
     "__version__",
+    "load_released_checkpoint",
+    "to_released_state_dict",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, ViTConfig
 
 from .config import I2VTunerConfig
@@ -62,14 +63,21 @@ def load_released_checkpoint(
             `adapter_scale`, …), and `num_frames` where the checkpoint has no temporal embedding. Default: the
             released recipe.
 
+    Returns:
+        The model in eval mode; its classifier and final norm are the checkpoint's too.
+
     Raises:
         ValueError: an unknown method; or keys that are missing, left over or of the wrong shape, all listed.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} must be one of {list(METHODS)}")
     state = _tensors(path_or_state_dict)
-    config = _tuner_config(method, state, options)
-    base = I2VForVideoClassification(_model_config(method, state, num_heads, config.num_frames)).eval()
+    try:
+        config = _tuner_config(method, state, options)
+        model_config = _model_config(method, state, num_heads, config.num_frames)
+    except KeyError as error:
+        raise ValueError(f"The checkpoint does not fit:\n  missing: {error.args[0]}") from None
+    base = I2VForVideoClassification(model_config).eval()
     model = get_peft_model(base, config)
 
     names = _released_names(method, model)
@@ -181,7 +189,8 @@ def _adapter_patterns(method: str, block: str, released: str) -> Iterator[tuple[
 def _tensors(path_or_state_dict) -> dict[str, torch.Tensor]:
     state = path_or_state_dict
     if not isinstance(state, dict):
-        state = torch.load(state, map_location="cpu", weights_only=True)
+        safe = str(state).endswith(".safetensors")
+        state = load_file(state) if safe else torch.load(state, map_location="cpu", weights_only=True)
     state = state.get("state_dict", state)
     return {re.sub(r"^(module\.|backbone\.)+", "", key): value for key, value in state.items()}
 

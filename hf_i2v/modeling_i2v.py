@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClass
 
 from .backbones import Backbone, find_backbone
 from .composition import config_from_dict
-from .methods.stdha import check_time_offsets, trim
+from .methods.stdha import STDHAConfig, check_time_offsets, trim
 from .video import VideoEmbeddings, to_video
 
 
@@ -91,6 +91,23 @@ class I2VPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None):
+        """Shift heads in time natively (STDHA, arXiv 2310.01324), so that any tuner of peft can ride on it.
+
+        Args:
+            time_offsets: as in `STDHAConfig`; None: the paper's for the backbone and the number of frames.
+
+        Returns:
+            This model, which now shifts and says so in its configuration.
+        """
+        backbone = find_backbone(self)
+        stdha = STDHAConfig(num_frames=self.config.num_frames, time_offsets=time_offsets)
+        stdha.resolve(backbone)
+        for layer, block in enumerate(backbone.blocks.values()):
+            block.time_offsets = stdha.head_time_offsets(layer)
+        self.config.describe_time(self)
+        return self
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -143,6 +143,11 @@ class VideoBackbone(Swapped):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return outputs if return_dict else outputs.to_tuple()
 
+    @torch.no_grad()
+    def frozen_features(self, pixel_values: torch.Tensor, num_frames: int | None = None) -> FrozenFeatures:
+        """What the active side branch reads of the frozen model."""
+        return self._run(pixel_values, num_frames, self.working_branch())[1]
+
     def _run(self, pixel_values, num_frames, branch, *args, output_hidden_states=None, **kwargs):
         """The image model on all frames, its outputs unfolded; for a branch without a graph, and with its levels."""
         pixel_values, num_frames = fold(pixel_values, num_frames)
@@ -152,11 +157,8 @@ class VideoBackbone(Swapped):
             output_hidden_states = [level + 1 for level in branch.levels]
         with working_on(num_frames, self.working_pooling()):
             kwargs |= {"output_hidden_states": output_hidden_states, "return_dict": True}
-            if branch is None:
-                outputs = super().forward(pixel_values, *args, **kwargs)
-            else:
-                with torch.no_grad():
-                    outputs = super().forward(pixel_values, *args, **kwargs)
+            run = super().forward if branch is None else self._forward_without_graph
+            outputs = run(pixel_values, *args, **kwargs)
         feature_MD = frame_feature(outputs, has_cls=self.has_cls)
         levels = branch.read(outputs.hidden_states, num_frames) if branch is not None else None
         if not wanted and branch is not None:
@@ -171,6 +173,10 @@ class VideoBackbone(Swapped):
         if self.nested:  # a head around the vision model reads tokens as those of an image, (B, N, D)
             outputs.last_hidden_state = outputs.last_hidden_state.mean(1)
         return outputs, FrozenFeatures(levels, outputs.pooler_output)
+
+    @torch.no_grad()
+    def _forward_without_graph(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
 
     def working_branch(self) -> nn.Module | None:
         """The side branch of the active adapter, else the model's own."""

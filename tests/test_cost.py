@@ -5,7 +5,7 @@ import torch
 from peft import get_peft_model
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from hf_i2v import ZeroI2VConfig
+from hf_i2v import AIMConfig, InTIConfig, STAdapterConfig, ZeroI2VConfig
 from hf_i2v.cost import cost, count_macs, count_parameters
 
 B16 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -30,6 +30,30 @@ def test_vit_b16_and_zeroi2v():
 
 def test_vit_l14():
     assert count_macs(clip_on_meta(L14, 14), (1, 3, 224, 224)) == pytest.approx(81.08e9, rel=0.005)
+
+
+PUBLISHED = {  # MACs of one clip of 8 frames at B/16, and trainable parameters where printed with a decimal
+    "ST-Adapter 12×384": (STAdapterConfig(), 455e9 / 3),
+    "ST-Adapter 24×384": (STAdapterConfig(adapter_sites=["before", "between"]), 489e9 / 3),
+    "AIM": (AIMConfig(), 606e9 / 3),
+    "AIM SSv2": (AIMConfig(temporal_adapter_in=True), 624e9 / 3),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_macs(name):
+    config, macs = PUBLISHED[name]
+    config.num_frames = 8
+    model = get_peft_model(clip_on_meta(B16, 16), config)
+    assert count_macs(model, (1, 8, 3, 224, 224)) == pytest.approx(macs, rel=0.005)
+
+
+@pytest.mark.parametrize(("size", "patch_size", "layer"), [(B16, 16, 3), (L14, 14, 6)])
+def test_inti_leaves_five_eighths_of_the_cost(size, patch_size, layer):
+    whole = count_macs(clip_on_meta(size, patch_size), (8, 3, 224, 224))
+    model = get_peft_model(clip_on_meta(size, patch_size), InTIConfig(num_frames=8))
+    assert model.peft_config["default"].insert_before == [layer]
+    assert count_macs(model, (1, 8, 3, 224, 224)) / whole == pytest.approx(0.625, abs=0.005)
 
 
 def test_counting_leaves_the_model_alone_and_prints():

@@ -24,6 +24,16 @@ def run_video_cls(monkeypatch):
     sys.modules.pop("run_video_cls", None)
 
 
+def test_lora_with_stdha(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    tiny_image_model("clip").save_pretrained(tmp_path)
+    main = importlib.import_module("lora_with_stdha").main
+    main(["--model_name_or_path", str(tmp_path), "--num_frames", "4", "--num_labels", "3"])
+    before, _, merged = capsys.readouterr().out.strip().splitlines()
+    assert before.split("parameters")[0].split()[-2] == merged.split("parameters")[0].split()[-2]
+    assert merged.endswith("time offsets [-1, 1]")
+
+
 @pytest.fixture
 def videos(tmp_path):
     for split, count in (("train", 3), ("validation", 1)):
@@ -39,6 +49,16 @@ def videos(tmp_path):
                         container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
                     container.mux(stream.encode())
     return tmp_path / "videos"
+
+
+def test_tuners_and_their_options_come_from_the_command_line(run_video_cls):
+    tuner_config = sys.modules["run_video_cls"].tuner_config
+    config = tuner_config("st_adapter+inti", ["adapter_width=8", "insert_before=[2]", "num_frames=4"])
+    assert [m.method_name for m in config.methods] == ["inti", "st_adapter"]
+    assert (config.num_frames, config.methods[0].insert_before, config.methods[1].adapter_width) == (4, [2], 8)
+    for tuner, pairs in (("adapter", []), ("aim", ["adapter_width=8"]), ("aim", ["drop_path"])):
+        with pytest.raises(SystemExit):
+            tuner_config(tuner, pairs)
 
 
 @pytest.mark.parametrize("tuner", ["zeroi2v", "linear_probe"])
@@ -57,7 +77,9 @@ def test_training_script(run_video_cls, videos, tmp_path, tuner):
         "classifier_dropout": 0,
     }
     command = [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
-    run_video_cls([*command, "--tuner_config", "time_offsets={-1: 1}", "adapter_ratio=0.5"])
+    if tuner == "zeroi2v":
+        command += ["--tuner_config", "time_offsets={-1: 1}", "adapter_ratio=0.5"]
+    run_video_cls(command)
 
     results = json.loads((tmp_path / "run" / "all_results.json").read_text())
     assert results["eval_accuracy"] == 1.0  # dark and light

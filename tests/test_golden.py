@@ -100,5 +100,60 @@ def test_a_checkpoint_that_does_not_fit_lists_every_problem():
         load_released_checkpoint(state, "zeroi2v", num_heads=4)
     for line in ("missing: ln_post.bias", "left over: extra.weight", "wrong shape: ln_pre.weight (3,)"):
         assert line in str(error.value)
+    del state["backbone.conv1.weight"]
+    with pytest.raises(ValueError, match=r"missing: (conv1|patch_embed.proj).weight"):
+        load_released_checkpoint(state, "zeroi2v", num_heads=4)
+    with pytest.raises(ValueError, match="no adapter of aim"):
+        load_released_checkpoint({"conv1.weight": torch.zeros(1)}, "aim")
     with pytest.raises(ValueError, match="must be one of"):
         load_released_checkpoint(state, "lora")
+
+
+def test_the_imagenet_vit_of_aim_goes_there_and_back():
+    """Its layout, made here: the recordings have none of it."""
+    generator = torch.Generator().manual_seed(0)
+    width, layers, patches, T = 32, 2, 4, 4
+
+    def weights(*shape):
+        return torch.randn(shape, generator=generator)
+
+    state = {
+        "backbone.cls_token": weights(1, 1, width),
+        "backbone.pos_embed": weights(1, 1 + patches, width),
+        "backbone.temporal_embedding": weights(1, T, width),
+        "backbone.patch_embed.proj.weight": weights(width, 3, 8, 8),
+        "backbone.patch_embed.proj.bias": weights(width),
+        "cls_head.fc_cls.weight": weights(5, width),
+        "cls_head.fc_cls.bias": weights(5),
+    }
+    shapes = {"attn.qkv": (96, 32), "attn.proj": (32, 32), "mlp.fc1": (128, 32), "mlp.fc2": (32, 128)}
+    for adapter in ("T_Adapter", "S_Adapter", "MLP_Adapter", "T_Adapter_in"):
+        shapes |= {f"{adapter}.D_fc1": (8, 32), f"{adapter}.D_fc2": (32, 8)}
+    modules = {f"blocks.{i}.{name}": shape for i in range(layers) for name, shape in shapes.items()}
+    norms = ["ln_post", *(f"blocks.{i}.norm{j}" for i in range(layers) for j in (1, 2))]
+    for name, shape in modules.items():
+        state |= {f"backbone.{name}.weight": weights(*shape), f"backbone.{name}.bias": weights(shape[0])}
+    for name in norms:
+        state |= {f"backbone.{name}.weight": weights(width), f"backbone.{name}.bias": weights(width)}
+
+    model = load_released_checkpoint({"state_dict": state}, "aim", num_heads=4)
+    config = model.peft_config["default"]
+    assert (config.temporal_adapter_in, config.adapter_ratio, config.num_frames) == (True, 0.25, T)
+    image_config = model.config.image_config
+    assert (image_config.model_type, image_config.layer_norm_eps, image_config.hidden_act) == ("vit", 1e-6, "gelu")
+    written = to_released_state_dict(model)
+    assert written.keys() == {key.removeprefix("backbone.") for key in state}
+    for key, value in state.items():
+        assert torch.equal(written[key.removeprefix("backbone.")], value), key
+
+
+def test_files_are_opened_without_running_code(tmp_path):
+    tensors, _ = load("st_adapter_a")
+    state = {f"module.{key}": value.half() for key, value in part(tensors, "state.").items()}
+    torch.save(state, tmp_path / "checkpoint.pyth")
+    model = load_released_checkpoint(tmp_path / "checkpoint.pyth", "st_adapter", num_heads=4, num_frames=4)
+    logits = model.eval()(tensors["input.pixel_values"].transpose(1, 2)).logits
+    torch.testing.assert_close(logits, tensors["output.logits"], atol=0.05, rtol=0)  # as far as half precision goes
+    torch.save({"state_dict": state, "hook": print}, tmp_path / "evil.pyth")
+    with pytest.raises(Exception, match="weights_only"):
+        load_released_checkpoint(tmp_path / "evil.pyth", "st_adapter")

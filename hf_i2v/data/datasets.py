@@ -133,6 +133,25 @@ class VideoClips(torch.utils.data.Dataset):
         """Draw other frames and crops from now on; call it before each epoch of training."""
         self._epoch.fill_(epoch)
 
+    def fingerprint(self) -> str:
+        """Changes with the videos (path, size, time of change), the sampling and the transform.
+
+        Raises:
+            ValueError: in training, where clips are random and no two epochs see the same.
+        """
+        if self.train:
+            raise ValueError("clips for training are random; make VideoClips(..., train=False) for fixed ones")
+        digest = hashlib.sha256(repr((self.num_frames, self.policy, self.transform)).encode())
+        for row in self.dataset:
+            video = row["video"]
+            if video["bytes"] is not None:
+                digest.update(hashlib.sha256(video["bytes"]).digest())
+            else:
+                stat = os.stat(video["path"])
+                digest.update(repr((video["path"], stat.st_size, stat.st_mtime_ns)).encode())
+            digest.update(repr(row["label"]).encode())
+        return digest.hexdigest()
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The clip of video `index`: `pixel_values` float32 (T, C, H, W) and `labels`, an int.
 
