@@ -122,6 +122,18 @@ def find_backbone(model: nn.Module) -> Backbone:
     )
 
 
+def grid_side(num_patches: int) -> int:
+    """Patches along one side of a square image.
+
+    Raises:
+        ValueError: the patches make no square.
+    """
+    side = round(num_patches**0.5)
+    if side * side != num_patches:
+        raise ValueError(f"{num_patches} patches make no square grid; only square images can be adapted this way.")
+    return side
+
+
 def block_parts(block: nn.Module) -> BlockParts | None:
     """The parts of a transformer block, or None if it does not have the structure of one."""
     if hasattr(block, "block_parts"):  # a VideoBlock knows them already

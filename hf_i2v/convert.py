@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, ViTConfig
 
+from .backbones import grid_side
 from .config import I2VTunerConfig
 from .methods.aim import AIMConfig
 from .methods.st_adapter import STAdapterConfig
@@ -209,7 +210,7 @@ def _model_config(method: str, state: dict[str, torch.Tensor], num_heads: int | 
         "num_attention_heads": num_heads or width // 64,
         "num_channels": channels,
         "patch_size": patch_size,
-        "image_size": round((positions.shape[-2] - 1) ** 0.5) * patch_size,
+        "image_size": grid_side(positions.shape[-2] - 1) * patch_size,
     }
     if clip:
         image_config = CLIPVisionConfig(**sizes, hidden_act="quick_gelu")

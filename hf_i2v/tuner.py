@@ -10,6 +10,7 @@ from torch import nn
 
 from .backbones import Backbone, find_backbone
 from .block import I2VLayer, Sites
+from .composition import config_from_dict
 from .config import SITES, I2VTunerConfig
 from .video import ClipHead, TemporalEmbedding, VideoBackbone, to_image, to_video
 
@@ -113,6 +114,12 @@ class I2VTuner(BaseTuner):
                     "weights. Call bake() to make it a part of the model instead, which can then be saved and loaded "
                     "as one; or keep it as an adapter."
                 )
+        for baked in self._backbone.model.baked_methods:
+            if config_from_dict(baked).reuses_attention:
+                raise ValueError(
+                    f"Nothing can be merged into this model: its baked {baked['peft_type']} uses the attention twice, "
+                    "so merged weights would act twice. Keep the adapter as it is."
+                )
 
     def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
         """Take all tuner layers out. Merged, the linear adapters are in the weights and the model keeps its time.
@@ -156,7 +163,11 @@ class I2VTuner(BaseTuner):
             raise ValueError(f"bake() takes one active adapter, but {self.active_adapters} are active.")
         (name,) = self.active_adapters
         config, backbone = self.peft_config[name], self._backbone
-        merge_linear = not any(part.reuses_attention for part in config.parts())
+        baked = {method["peft_type"] for method in backbone.model.baked_methods}
+        if twice := sorted(baked & {part.peft_type.value for part in config.parts()}):
+            raise ValueError(f"The model has a baked {' and '.join(twice)} already.")
+        methods = [*config.parts(), *map(config_from_dict, backbone.model.baked_methods)]
+        merge_linear = not any(method.reuses_attention for method in methods)
         kept = set()
         for block in backbone.blocks.values():
             if "sites" in block._modules:
@@ -165,13 +176,15 @@ class I2VTuner(BaseTuner):
                 kept |= block.bake(name, with_linear=not merge_linear)
         head = backbone.model._modules.get("clip_head")
         if head is not None and name in head.branch:
-            if "baked_branch" in backbone.model._modules:
-                raise ValueError("The model has a side branch already.")
             backbone.model.baked_branch = head.branch[name].requires_grad_(False)
             kept.add(config.method_name)
         backbone.model.baked_methods = [
             *backbone.model.baked_methods,
-            *(part.to_dict() for part in config.parts() if part.method_name in kept),
+            *(
+                {**part.to_dict(), "peft_type": part.peft_type.value}
+                for part in config.parts()
+                if part.method_name in kept
+            ),
         ]
         self._keep_time()
         return self._without_tuner_layers(progressbar=False, changed=True)

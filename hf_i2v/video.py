@@ -161,14 +161,14 @@ class VideoBackbone(Swapped):
             outputs = run(pixel_values, *args, **kwargs)
         feature_MD = frame_feature(outputs, has_cls=self.has_cls)
         levels = branch.read(outputs.hidden_states, num_frames) if branch is not None else None
-        if not wanted and branch is not None:
-            outputs.hidden_states = None
-        for key, value in outputs.items():
-            if isinstance(value, tuple):
-                outputs[key] = tuple(None if x is None else unfold(x, num_clips) for x in value)
-            elif value is not None:
-                outputs[key] = unfold(value, num_clips)
-        outputs = BaseModelOutputWithPooling(**outputs)
+        values = {
+            key: tuple(None if x is None else unfold(x, num_clips) for x in value)
+            if isinstance(value, tuple)
+            else unfold(value, num_clips)
+            for key, value in outputs.items()
+            if key != "hidden_states" or wanted
+        }
+        outputs = BaseModelOutputWithPooling(**values)
         outputs.pooler_output = unfold(feature_MD, num_clips).mean(1)
         if self.nested:  # a head around the vision model reads tokens as those of an image, (B, N, D)
             outputs.last_hidden_state = outputs.last_hidden_state.mean(1)

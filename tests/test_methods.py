@@ -29,6 +29,7 @@ from hf_i2v import (
     STDHAConfig,
     ZeroI2VConfig,
 )
+from hf_i2v.backbones import grid_side
 
 T = {"num_frames": 4}
 METHODS = {
@@ -113,6 +114,30 @@ def test_a_baked_classifier(tmp_path, clip_pixels):
     again = randomize_adapter(get_peft_model(loaded, ZeroI2VConfig())).eval()  # and can be adapted once more
     logits = again(clip_pixels).logits
     torch.testing.assert_close(again.merge_and_unload()(clip_pixels).logits, logits, atol=1e-5, rtol=1e-5)
+
+
+def test_what_would_act_twice_is_not_merged(clip_pixels):
+    """AIM reuses the attention over time, so linear adapters on it must not enter its weights."""
+    baked = randomize_adapter(get_peft_model(tiny_image_model("clip"), AIMConfig(**T))).eval().bake()
+    model = randomize_adapter(get_peft_model(baked, LinearAdapterConfig())).eval()
+    expected_BD = model(clip_pixels).pooler_output
+    with pytest.raises(ValueError, match="baked AIM uses the attention twice"):
+        model.merge_and_unload()
+    again = model.bake().eval()
+    torch.testing.assert_close(again(clip_pixels).pooler_output, expected_BD, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="baked AIM already"):
+        get_peft_model(again, AIMConfig()).bake()
+
+
+def test_m_adapter_returns_hidden_states_only_when_asked(clip_pixels):
+    model = get_peft_model(tiny_image_model("clip"), MAdapterConfig(**T))
+    assert model(clip_pixels).hidden_states is None
+    assert [h.shape for h in model(clip_pixels, output_hidden_states=True).hidden_states] == [(2, 4, 5, 32)] * 4
+
+
+def test_patches_that_make_no_square_are_an_error():
+    with pytest.raises(ValueError, match="6 patches make no square"):
+        grid_side(6)
 
 
 def test_stdha_and_linear_adapters_composed_are_zeroi2v(clip_pixels):

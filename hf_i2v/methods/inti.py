@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..backbones import Backbone
+from ..backbones import Backbone, grid_side
 from ..config import I2VTunerConfig
 
 
@@ -47,7 +47,7 @@ class InTI(nn.Module):
     def spatial_context(self, z_PNR: torch.Tensor) -> torch.Tensor:
         """A 3×3 depth-wise convolution over the patch grid; zero for the prefix tokens."""
         patches = z_PNR[:, self.num_prefix_tokens :]
-        side = int(patches.shape[1] ** 0.5)
+        side = grid_side(patches.shape[1])
         grid_PRhw = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)
         context = self.spatial(grid_PRhw).permute(0, 2, 3, 1).flatten(1, 2)
         return F.pad(context, (0, 0, self.num_prefix_tokens, 0))

@@ -18,7 +18,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from torch.nn import functional as F
 
-from ..backbones import Backbone
+from ..backbones import Backbone, grid_side
 from ..config import I2VTunerConfig
 
 
@@ -82,7 +82,7 @@ class MAdapterBranch(nn.Module):
         if self.token_pooling == 1:
             return x_MND
         prefix, patches = x_MND[:, : self.num_prefix_tokens], x_MND[:, self.num_prefix_tokens :]
-        side = int(patches.shape[1] ** 0.5)
+        side = grid_side(patches.shape[1])
         grid_MDhw = patches.transpose(1, 2).unflatten(2, (side, side))
         grid_MDhw = F.avg_pool2d(grid_MDhw, self.token_pooling, ceil_mode=True, count_include_pad=False)
         return torch.cat((prefix, grid_MDhw.flatten(2).transpose(1, 2)), dim=1)

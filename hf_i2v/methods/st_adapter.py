@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..backbones import Backbone
+from ..backbones import Backbone, grid_side
 from ..config import I2VTunerConfig
 
 ST_SITES = ("before", "between")
@@ -53,7 +53,7 @@ class STAdapter(nn.Module):
             for tap in range(1, taps):
                 out = torch.addcmul(out, padded[:, tap : tap + T], weight_RK[:, tap])
             return out
-        side = int(z_BTPR.shape[2] ** 0.5)
+        side = grid_side(z_BTPR.shape[2])
         z_BRThw = z_BTPR.unflatten(2, (side, side)).permute(0, 4, 1, 2, 3)
         return self.conv(z_BRThw).permute(0, 2, 3, 4, 1).flatten(2, 3)
 
