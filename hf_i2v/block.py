@@ -10,13 +10,15 @@ names, hooks, output capturing and gradient checkpointing stay what they were.
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
+from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from .backbones import BlockParts, without_peft
+from .backbones import BlockParts, UnsupportedBackboneError, without_peft
 from .config import SITES
 from .frames import continue_with, frames_in_flight
 from .methods.stdha import TimeShift, TimeShiftConfig
@@ -30,13 +32,37 @@ class Swapped:
 
 
 def swap_in(module: nn.Module, mixin: type) -> None:
-    """Let `mixin` come before the module's own class."""
-    module.__class__ = _mixed(mixin, type(module))
+    """Let `mixin` come before the module's own class.
+
+    Raises:
+        UnsupportedBackboneError: the module's forward was replaced on the instance, which would hide the new one.
+    """
+    with _without_hook(module):
+        if "forward" in module.__dict__:
+            raise UnsupportedBackboneError(
+                f"The forward of a {type(module).__name__} was replaced by hand ({module.forward}); undo that first."
+            )
+        module.__class__ = _mixed(mixin, type(module))
 
 
 def swap_out(module: nn.Module) -> None:
     """Give a swapped module its own class back."""
-    module.__class__ = type(module).__bases__[1]
+    with _without_hook(module):
+        module.__class__ = type(module).__bases__[1]
+
+
+@contextmanager
+def _without_hook(module: nn.Module):
+    """accelerate's hooks (`device_map`) wrap the forward that the module had when they came: let them come again."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        remove_hook_from_module(module)
+        module.__dict__.pop("forward", None)  # it leaves the bound method of the old class there
+    try:
+        yield
+    finally:
+        if hook is not None:
+            add_hook_to_module(module, hook)
 
 
 @cache
@@ -59,6 +85,12 @@ class I2VLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self.merged_adapters = []
+
+    @property
+    def weight(self):
+        raise AttributeError("a tuner layer that stands beside a block wraps no weight")
+
+    bias = weight
 
     def working_adapters(self) -> list[str]:
         """Names of the adapters that take part in a forward pass."""

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the models are tiny, and threads that wait for one another on busy cores cost minutes
+
 
 @pytest.fixture
 def clip_pixels() -> torch.Tensor:

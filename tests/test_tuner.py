@@ -6,12 +6,14 @@ import pickle
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny import per_frame_feature, randomize_adapter, tiny_image_model
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ResNetConfig, ResNetModel
+from transformers.models.vit.modeling_vit import ViTLayer
 
-from hf_i2v import I2VForVideoClassification, UnsupportedBackboneError, ZeroI2VConfig
+from hf_i2v import I2VForVideoClassification, STDHAConfig, UnsupportedBackboneError, ZeroI2VConfig
 
 
 @pytest.fixture
@@ -177,13 +179,40 @@ def test_a_model_that_is_no_vision_transformer_is_refused(model):
     assert [name for name, _ in model.named_modules()] == names
 
 
-def test_a_block_that_computes_something_else_is_refused(clip_pixels):
+def test_a_replaced_forward_is_refused_and_nothing_changes(clip_pixels):
     image_model = tiny_image_model("vit")
-    attention = image_model.layers[0].attention
-    attention.forward = lambda *args, **kwargs: (type(attention).forward(attention, *args, **kwargs)[0] * 2, None)
     image_model.layers[0].forward = lambda x, *args, **kwargs: x
+    with pytest.raises(UnsupportedBackboneError, match="replaced by hand"):
+        get_peft_model(image_model, ZeroI2VConfig(num_frames=4))
+    del image_model.layers[0].forward
+    expected_BD = per_frame_feature(tiny_image_model("vit"), clip_pixels)
+    assert torch.equal(per_frame_feature(image_model, clip_pixels), expected_BD)
+
+
+def test_a_block_that_computes_something_else_is_refused(clip_pixels):
+    class Halved(ViTLayer):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs) / 2
+
+    image_model = tiny_image_model("vit")
+    image_model.layers[0].__class__ = Halved
     with pytest.raises(UnsupportedBackboneError, match="its result differs"):
         get_peft_model(image_model, ZeroI2VConfig(num_frames=4))
+    assert type(image_model.layers[0]) is Halved
+
+
+def test_a_model_with_accelerates_hooks(clip_pixels):
+    """As `device_map` leaves them: the hook must run our forward, not the one it once wrapped."""
+    expected_BD = get_peft_model(tiny_image_model("vit"), STDHAConfig(num_frames=4))(clip_pixels).pooler_output
+    image_model = tiny_image_model("vit")
+    per_frame_BD = per_frame_feature(image_model, clip_pixels)
+    for module in image_model.modules():
+        add_hook_to_module(module, AlignDevicesHook("cpu", io_same_device=True))
+    model = get_peft_model(image_model, STDHAConfig(num_frames=4))
+    assert torch.equal(model(clip_pixels).pooler_output, expected_BD)
+    unloaded = model.unload()
+    assert torch.equal(per_frame_feature(unloaded, clip_pixels), per_frame_BD)
+    assert hasattr(unloaded.layers[0], "_hf_hook")
 
 
 def test_the_vision_model_inside_clip(clip_pixels):
