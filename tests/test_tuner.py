@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -159,6 +160,41 @@ def test_compiles_without_a_graph_break(clip_pixels):
     model = randomize_adapter(get_peft_model(tiny_image_model("clip"), ZeroI2VConfig(num_frames=4))).eval()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(clip_pixels).pooler_output, model(clip_pixels).pooler_output)
+
+
+def test_threads_with_clips_of_different_lengths(clip_pixels):
+    """Two threads on one model: each forward pass knows its own number of frames."""
+    model = randomize_adapter(get_peft_model(tiny_image_model("vit"), ZeroI2VConfig(num_frames=4))).eval()
+    inputs = [clip_pixels, clip_pixels.repeat(1, 2, 1, 1, 1)]
+    expected = [model(pixels).pooler_output for pixels in inputs]
+
+    def run(i):
+        return [torch.equal(model(inputs[i]).pooler_output, expected[i]) for _ in range(20)]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(all(same) for same in pool.map(run, [0, 1]))
+
+
+def test_two_models_interleaved_under_checkpointing(clip_pixels):
+    """The second run of a block, in backward, sees the frames of its own first run."""
+    models, gradients = [], []
+    for frames in (4, 2):
+        image_model = tiny_image_model("clip")
+        model = get_peft_model(image_model, ZeroI2VConfig(num_frames=frames, adapter_dropout=0.0))
+        models.append(randomize_adapter(model).train())
+        model(clip_pixels[:, :frames]).pooler_output.square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+        model.zero_grad()
+        image_model.gradient_checkpointing_enable({"use_reentrant": False})
+    losses = [
+        model(clip_pixels[:, :frames]).pooler_output.square().sum()
+        for model, frames in zip(models, (4, 2), strict=True)
+    ]
+    for loss in losses:
+        loss.backward()
+    for model, expected in zip(models, gradients, strict=True):
+        found = [p.grad for p in model.parameters() if p.requires_grad]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(
