@@ -1,7 +1,8 @@
 """Several methods as one adapter: `STAdapterConfig() + InTIConfig()`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from .backbones import Backbone
@@ -87,6 +88,13 @@ def compose(first: I2VTunerConfig, second: I2VTunerConfig) -> ComposedConfig:
 
 
 def config_from_dict(config: dict) -> I2VTunerConfig:
-    """A method's configuration from its `to_dict()`."""
+    """A method's configuration from its `to_dict()`, or from `method_to_dict`."""
     config = dict(config)
     return PEFT_TYPE_TO_CONFIG_MAPPING[register_peft_type(config.pop("peft_type"))](**config)
+
+
+def method_to_dict(config: I2VTunerConfig) -> dict:
+    """What makes the method: its options and type, without where and how an adapter was trained."""
+    training = {f.name for f in fields(PeftConfig)} | {"modules_to_save"}
+    options = {key: value for key, value in config.to_dict().items() if key not in training and value is not None}
+    return {"peft_type": config.peft_type.value, **options}

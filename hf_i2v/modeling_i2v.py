@@ -54,6 +54,7 @@ class I2VConfig(PreTrainedConfig):
         if isinstance(self.image_config, PreTrainedConfig):  # keep the kernel that the image model was loaded with
             kwargs.setdefault("attn_implementation", self.image_config._attn_implementation)
         super().__post_init__(**kwargs)
+        self.image_config.name_or_path = ""  # a path of the machine it was made on
 
     @property
     def hidden_size(self) -> int:
@@ -63,7 +64,7 @@ class I2VConfig(PreTrainedConfig):
         """Take over how the video backbone inside `model` is made and what it does in time."""
         backbone = find_backbone(model)
         self.pooling = backbone.model.pooling
-        self.baked = [{k: v for k, v in m.items() if v is not None} for m in backbone.model.baked_methods] or None
+        self.baked = list(backbone.model.baked_methods) or None
         self.add_pooling_layer = getattr(backbone.model, "pooler", None) is not None
         offsets = [list(block.time_offsets) for block in backbone.blocks.values()]
         self.time_offsets = offsets if any(offsets) else None

@@ -10,7 +10,7 @@ from torch import nn
 
 from .backbones import Backbone, find_backbone
 from .block import I2VLayer, Sites
-from .composition import config_from_dict
+from .composition import config_from_dict, method_to_dict
 from .config import SITES, I2VTunerConfig
 from .video import ClipHead, TemporalEmbedding, VideoBackbone, to_image, to_video
 
@@ -178,14 +178,8 @@ class I2VTuner(BaseTuner):
         if head is not None and name in head.branch:
             backbone.model.baked_branch = head.branch[name].requires_grad_(False)
             kept.add(config.method_name)
-        backbone.model.baked_methods = [
-            *backbone.model.baked_methods,
-            *(
-                {**part.to_dict(), "peft_type": part.peft_type.value}
-                for part in config.parts()
-                if part.method_name in kept
-            ),
-        ]
+        kept_parts = [part for part in config.parts() if part.method_name in kept]
+        backbone.model.baked_methods = [*backbone.model.baked_methods, *map(method_to_dict, kept_parts)]
         self._keep_time()
         return self._without_tuner_layers(progressbar=False, changed=True)
 

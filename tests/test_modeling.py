@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import tiny_image_model
+from tiny import randomize_adapter, tiny_image_model
 from transformers import (
     AutoConfig,
     AutoModelForVideoClassification,
@@ -49,8 +49,6 @@ def test_pixels_of_the_wrong_shape(shape, num_frames, message, tmp_path):
 
 
 def test_a_merged_model_is_one_artefact(tmp_path, clip_pixels):
-    from tiny import randomize_adapter
-
     tiny_image_model("clip").save_pretrained(tmp_path / "image")
     labels = {0: "left", 1: "right", 2: "up"}
     model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, id2label=labels)
@@ -67,9 +65,28 @@ def test_a_merged_model_is_one_artefact(tmp_path, clip_pixels):
     assert torch.equal(again(clip_pixels).logits, merged(clip_pixels).logits)
 
 
-def test_offsets_may_differ_from_block_to_block(tmp_path, clip_pixels):
-    from tiny import randomize_adapter
+def test_a_merge_that_adds_biases_is_saved_with_them(tmp_path, clip_pixels):
+    tiny_image_model("dinov3").save_pretrained(tmp_path / "image")
+    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, num_labels=3)
+    merged = randomize_adapter(get_peft_model(model, ZeroI2VConfig())).eval().merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    loaded = AutoModelForVideoClassification.from_pretrained(tmp_path / "merged")
+    assert loaded.config.image_config.key_bias
+    assert torch.equal(loaded(clip_pixels).logits, merged(clip_pixels).logits)
 
+
+def test_the_attention_kernel_can_be_changed(tmp_path, clip_pixels):
+    tiny_image_model("clip").save_pretrained(tmp_path / "image")
+    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, num_labels=3).with_stdha()
+    assert model.config._attn_implementation == "sdpa"
+    logits = model(clip_pixels).logits
+    model.set_attn_implementation("eager")
+    outputs = model(clip_pixels, output_attentions=True)
+    assert [a.shape for a in outputs.attentions] == [(2, 4, 4, 5, 5)] * 3
+    torch.testing.assert_close(outputs.logits, logits, atol=1e-5, rtol=1e-5)
+
+
+def test_offsets_may_differ_from_block_to_block(tmp_path, clip_pixels):
     tiny_image_model("clip").save_pretrained(tmp_path / "image")
     model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, num_labels=3)
     merged = get_peft_model(model, ZeroI2VConfig(layers_to_transform=[1]))
