@@ -22,17 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import SchedulerType, get_scheduler
 
-from hf_i2v import (
-    AIMConfig,
-    I2VForVideoClassification,
-    I2VTunerConfig,
-    InTIConfig,
-    LinearAdapterConfig,
-    MAdapterConfig,
-    STAdapterConfig,
-    STDHAConfig,
-    ZeroI2VConfig,
-)
+from hf_i2v import METHODS, I2VForVideoClassification, I2VTunerConfig
 from hf_i2v.cost import cost
 from hf_i2v.data import (
     VideoClips,
@@ -42,19 +32,6 @@ from hf_i2v.data import (
     preprocessing_from_pretrained,
     train_transform,
 )
-
-TUNERS = {
-    config.method_name: config
-    for config in (
-        ZeroI2VConfig,
-        STDHAConfig,
-        LinearAdapterConfig,
-        STAdapterConfig,
-        AIMConfig,
-        InTIConfig,
-        MAdapterConfig,
-    )
-}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -66,7 +43,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--model_name_or_path", required=True, help="image checkpoint, a folder or a Hub repository")
     add("--allow_random_base", action="store_true", help="accept a checkpoint that leaves backbone weights random")
     add(
-        "--tuner", default="zeroi2v", help=f"linear_probe (the head only), or some of {', '.join(TUNERS)}, joined by +"
+        "--tuner",
+        default="zeroi2v",
+        help=f"linear_probe (the head only), or some of {', '.join(METHODS)}, joined by +",
     )
     add("--tuner_config", nargs="*", default=[], metavar="KEY=VALUE", help="options of the tuner's configuration")
     add("--num_frames", type=int, default=8, help="frames per clip")
@@ -104,17 +83,17 @@ def tuner_config(tuner: str, pairs: list[str]) -> I2VTunerConfig:
     An option goes to every method of the tuner that has it.
     """
     names = tuner.split("+")
-    if unknown := [name for name in names if name not in TUNERS]:
-        raise SystemExit(f"--tuner {tuner}: {unknown} is not among linear_probe, {', '.join(TUNERS)}")
+    if unknown := [name for name in names if name not in METHODS]:
+        raise SystemExit(f"--tuner {tuner}: {unknown} is not among linear_probe, {', '.join(METHODS)}")
     options = {name: {} for name in names}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        takers = [name for name in names if key in {field.name for field in dataclasses.fields(TUNERS[name])}]
+        takers = [name for name in names if key in {field.name for field in dataclasses.fields(METHODS[name])}]
         if not equals or not takers:
             raise SystemExit(f"--tuner_config takes KEY=VALUE with options of {tuner}, not {pair!r}")
         for name in takers:
             options[name][key] = yaml.safe_load(value)
-    first, *others = [TUNERS[name](**options[name]) for name in names]
+    first, *others = [METHODS[name](**options[name]) for name in names]
     return sum(others, start=first)
 
 

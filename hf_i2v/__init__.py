@@ -17,20 +17,24 @@ from .registration import register_method, register_pipeline
 from .tuner import I2VTuner
 from .version import __version__
 
-for _config in (
-    STDHAConfig,
-    LinearAdapterConfig,
-    ZeroI2VConfig,
-    STAdapterConfig,
-    AIMConfig,
-    InTIConfig,
-    MAdapterConfig,
-    ComposedConfig,
-):
+METHODS = {  # configuration classes by the name of the method
+    config.method_name: config
+    for config in (
+        ZeroI2VConfig,
+        STDHAConfig,
+        LinearAdapterConfig,
+        STAdapterConfig,
+        AIMConfig,
+        InTIConfig,
+        MAdapterConfig,
+    )
+}
+for _config in (*METHODS.values(), ComposedConfig):
     register_method(_config, I2VTuner)
 register_pipeline()
 
 __all__ = [
+    "METHODS",
     "AIMConfig",
     "ComposedConfig",
     "I2VConfig",

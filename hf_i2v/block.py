@@ -21,6 +21,7 @@ from torch import nn
 from .backbones import BlockParts, UnsupportedBackboneError, without_peft
 from .config import SITES
 from .frames import continue_with, frames_in_flight
+from .methods.linear_adapter import MERGEABLE_SITES
 from .methods.stdha import TimeShift, TimeShiftConfig
 
 
@@ -92,6 +93,13 @@ class I2VLayer(nn.Module, BaseTunerLayer):
 
     bias = weight
 
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Note the adapters as merged; what acts in the forward pass goes on doing so."""
+        self.merged_adapters += [n for n in adapter_names or self.active_adapters if n not in self.merged_adapters]
+
+    def unmerge(self) -> None:
+        self.merged_adapters.clear()
+
     def working_adapters(self) -> list[str]:
         """Names of the adapters that take part in a forward pass."""
         return [] if self.disable_adapters else list(dict.fromkeys([*self.merged_adapters, *self.active_adapters]))
@@ -143,28 +151,39 @@ class Sites(I2VLayer):
         """Fold the linear adapters into the block's weights: on the input side W ← W·A, on the output side W ← A·W.
 
         Raises:
-            ValueError: with `safe_merge`, a weight would not be finite; the block is left as it was.
+            ValueError: with `safe_merge`, a weight would not be finite; or a projection can have no bias that the
+                adapter needs. The block is left as it was.
         """
         for name in check_adapters_to_merge(self, adapter_names):
             merged, new_biases = {}, []
-            for site in ("attention_in", "attention_out", "mlp_in", "mlp_out"):
-                for module in getattr(self, site)[name].values() if name in getattr(self, site) else ():
-                    if not hasattr(module, "affine"):
-                        continue
+            try:
+                for site, module in self._affine_modules(name):
                     A, a = module.affine()
                     new_biases += self.block.add_missing_biases(site)
                     for linear in self.block.linears_at(site):
                         _fold_affine(linear, A, a, output_side=site.endswith("_out"), merged=merged)
-            if safe_merge and not all(torch.isfinite(value).all() for value in merged.values()):
+                if safe_merge and not all(torch.isfinite(value).all() for value in merged.values()):
+                    raise ValueError(
+                        f"NaNs or infinities detected in the merged weights. The adapter {name} seems to be broken"
+                    )
+            except ValueError:
                 self.block.remove_biases(new_biases)
-                raise ValueError(
-                    f"NaNs or infinities detected in the merged weights. The adapter {name} seems to be broken"
-                )
+                raise
             self._unmerged_weights[name] = [(parameter, parameter.data) for parameter in merged]
             self._new_biases[name] = new_biases
             for parameter, value in merged.items():
                 parameter.data = value.to(parameter.dtype)
             self.merged_adapters.append(name)
+
+    def _affine_modules(self, adapter_name: str) -> list[tuple[str, nn.Module]]:
+        """The adapter's modules that fold into weights, with their sites."""
+        return [
+            (site, module)
+            for site in MERGEABLE_SITES
+            if adapter_name in getattr(self, site)
+            for module in getattr(self, site)[adapter_name].values()
+            if hasattr(module, "affine")
+        ]
 
     def unmerge(self) -> None:
         """Put the weights from before the merges back, exactly."""
@@ -195,6 +214,7 @@ class VideoBlock(Swapped):
 
     block_parts: BlockParts
     time_offsets: tuple[int, ...]
+    rotary: bool  # whether the attention asks for position embeddings
 
     def __call__(self, *args, **kwargs):
         # outside of gradient checkpointing, whose second run must see the same number of frames on any thread
@@ -270,7 +290,7 @@ class VideoBlock(Swapped):
     def attend(self, h_CTD: torch.Tensor) -> torch.Tensor:
         """The attention of this block on any sequences (…, length, D), without mask, time shift or positions."""
         attention = getattr(self, self.block_parts.attention)
-        if "position_embeddings" in inspect.signature(attention.forward).parameters:
+        if self.rotary:
             none = h_CTD.new_empty(0, attention.head_dim)  # rotary embeddings of no token
             return attention(h_CTD, position_embeddings=(none, none))[0]
         return attention(h_CTD)[0]
@@ -335,6 +355,7 @@ def to_video_block(block: nn.Module, parts: BlockParts, time_offsets: tuple[int,
     swap_in(block, VideoBlock)
     block.block_parts, block.time_offsets = parts, time_offsets
     attention = getattr(block, parts.attention)
+    block.rotary = "position_embeddings" in inspect.signature(attention.forward).parameters
     attention.config = TimeShiftConfig(attention)
 
 
@@ -342,5 +363,5 @@ def to_image_block(block: VideoBlock) -> None:
     """Undo `to_video_block`."""
     attention = getattr(block, block.block_parts.attention)
     attention.config = attention.config.wrapped
-    del block.block_parts, block.time_offsets
+    del block.block_parts, block.time_offsets, block.rotary
     swap_out(block)

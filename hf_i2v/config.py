@@ -1,5 +1,6 @@
 """The configuration that all methods share."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -80,6 +81,13 @@ class I2VTunerConfig(PeftConfig):
     def site_modules(self, backbone: Backbone, layer: int) -> dict[str, nn.Module]:
         """New modules for the sites of block number `layer`, by site name."""
         return {}
+
+    def block_modules(self, backbone: Backbone, layer: int) -> Iterator[tuple[str, str, nn.Module]]:
+        """Site, method name and a new module, for all that the parts place in block number `layer`."""
+        for part in self.parts():
+            if part.adapts(layer):
+                for site, module in part.site_modules(backbone, layer).items():
+                    yield site, part.method_name, module
 
     def branch_module(self, backbone: Backbone) -> nn.Module | None:
         """A new side branch over the whole backbone, for a method that has one."""

@@ -107,7 +107,8 @@ def _fingerprints(model: nn.Module, clips: Dataset) -> dict[str, str]:
         raise TypeError(
             f"{type(clips).__name__} has no fingerprint(), so a stale cache could not be told from a good one."
         )
-    backbone = find_backbone(model).model
+    found = find_backbone(model)
+    backbone = found.model
     branch = backbone.working_branch()
     if branch is None:
         raise ValueError("The model has no active M-adapter, so there is nothing to cache features for.")
@@ -116,7 +117,7 @@ def _fingerprints(model: nn.Module, clips: Dataset) -> dict[str, str]:
         if not name.startswith(("clip_head.", "baked_branch.")):
             weights.update(name.encode())
             weights.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
-    offsets = [list(getattr(block, "time_offsets", ())) for block in find_backbone(model).blocks.values()]
+    offsets = [list(block.time_offsets) for block in found.blocks.values()]
     how = json.dumps([offsets, backbone.working_pooling()])
     return {
         "model weights": hashlib.sha256(weights.digest() + how.encode()).hexdigest(),

@@ -7,6 +7,7 @@ Legend for shapes in this package: `B` clip, `T` frame, `N` token of a frame, `D
 from contextlib import contextmanager
 
 import torch
+from torch.nn import functional as F
 
 # ContextVar's thread safety where Python runs, and a plain global while torch.compile traces (it cannot trace one).
 from transformers.utils.output_capturing import CompileableContextVar
@@ -81,6 +82,19 @@ def fold(pixel_values: torch.Tensor, num_frames: int | None = None) -> tuple[tor
             f"A batch of {shape[0]} frames {shape} cannot be split into clips of num_frames={num_frames} frames."
         )
     return pixel_values, num_frames
+
+
+def convolve_over_time(x_BTPR: torch.Tensor, weight_RK: torch.Tensor, bias_R: torch.Tensor) -> torch.Tensor:
+    """A depth-wise convolution along T with K taps and zero padding, as shifted multiply-adds: no other layout needed.
+
+    A cross-correlation, as in torch: the middle tap reads the frame itself, the one before it the previous frame.
+    """
+    T, taps = x_BTPR.shape[1], weight_RK.shape[1]
+    padded = F.pad(x_BTPR, (0, 0, 0, 0, taps // 2, taps // 2))
+    out = bias_R + padded[:, :T] * weight_RK[:, 0]
+    for tap in range(1, taps):
+        out = torch.addcmul(out, padded[:, tap : tap + T], weight_RK[:, tap])
+    return out
 
 
 def unfold(x: torch.Tensor, num_clips: int) -> torch.Tensor:

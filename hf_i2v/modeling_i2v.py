@@ -257,8 +257,8 @@ def _add_baked_modules(config: I2VConfig, backbone: Backbone) -> None:
     for method in config.baked or []:
         part = config_from_dict(method)
         for layer, block in enumerate(backbone.blocks.values()):
-            for site, module in part.site_modules(backbone, layer).items() if part.adapts(layer) else ():
-                block.add_baked(site, part.method_name, module)
+            for site, name, module in part.block_modules(backbone, layer):
+                block.add_baked(site, name, module)
         if (branch := part.branch_module(backbone)) is not None:
             backbone.model.baked_branch = branch
     backbone.model.baked_methods = list(config.baked or [])

@@ -76,13 +76,12 @@ class I2VTuner(BaseTuner):
         if "sites" not in block._modules:
             block.sites = Sites(block, adapter_name)
         place = next(block.parameters())
-        for part in config.parts():
-            for site, module in part.site_modules(self._backbone, layer).items() if part.adapts(layer) else ():
-                adapters = getattr(block.sites, site)
-                if adapter_name not in adapters:
-                    adapters[adapter_name] = nn.ModuleDict()
-                adapters[adapter_name][part.method_name] = _moved(module, place)
-                adapters[adapter_name].requires_grad_(adapter_name in self.active_adapters)
+        for site, method, module in config.block_modules(self._backbone, layer):
+            adapters = getattr(block.sites, site)
+            if adapter_name not in adapters:
+                adapters[adapter_name] = nn.ModuleDict()
+            adapters[adapter_name][method] = _moved(module, place)
+            adapters[adapter_name].requires_grad_(adapter_name in self.active_adapters)
         if offsets := config.head_time_offsets(layer):
             block.sites.time_offsets[adapter_name] = offsets
 
@@ -132,14 +131,7 @@ class I2VTuner(BaseTuner):
             self._check_merge_allowed(adapter_names)
             if adapter_names is not None:
                 self.set_adapter(adapter_names)
-            if safe_merge:
-                for layer in layers:  # nothing is changed unless all can be
-                    if not layer.merged:
-                        layer.merge(safe_merge=True)
-                        layer.unmerge()
-            for layer in layers:
-                if not layer.merged:
-                    layer.merge()
+            _merge_all([layer for layer in layers if not layer.merged], safe_merge)
             self._keep_time()
             return self._without_tuner_layers(progressbar, changed=True)
         for layer in layers:
@@ -222,6 +214,19 @@ class I2VTuner(BaseTuner):
 
     def _sites(self) -> list[Sites]:
         return [m for m in self.model.modules() if isinstance(m, Sites)]
+
+
+def _merge_all(layers: list[I2VLayer], safe_merge: bool) -> None:
+    """Merge all of them, or leave all of them as they were."""
+    done = []
+    try:
+        for layer in layers:
+            layer.merge(safe_merge=safe_merge)
+            done.append(layer)
+    except ValueError:
+        for layer in done:
+            layer.unmerge()
+        raise
 
 
 def _moved(new, place: torch.Tensor):

@@ -27,8 +27,7 @@ class TemporalEmbedding(I2VLayer):
     def working_embeddings(self) -> list[torch.Tensor]:
         return [self.temporal_embedding[n] for n in self.working_adapters() if n in self.temporal_embedding]
 
-    # It is added in every forward pass, so merging changes no weight here; unloading a merged model moves it into
-    # the model's own temporal embedding.
+    # Merging changes no weight here; unloading a merged model moves the embedding into the model's own.
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         for name in adapter_names or self.active_adapters:
             embedding = self.temporal_embedding.get(name, None)
@@ -36,11 +35,7 @@ class TemporalEmbedding(I2VLayer):
                 raise ValueError(
                     f"NaNs or infinities detected in the temporal embedding. The adapter {name} seems to be broken"
                 )
-            if name not in self.merged_adapters:
-                self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        self.merged_adapters.clear()
+        super().merge(safe_merge, adapter_names)
 
 
 class VideoEmbeddings(Swapped):
@@ -97,12 +92,6 @@ class ClipHead(I2VLayer):
         if len(wanted) > 1:
             raise ValueError(f"The active adapters {self.working_adapters()} pool differently. Activate one of them.")
         return wanted.pop() if wanted else None
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        self.merged_adapters += [n for n in adapter_names or self.active_adapters if n not in self.merged_adapters]
-
-    def unmerge(self) -> None:
-        self.merged_adapters.clear()
 
 
 class VideoNorm(Swapped):

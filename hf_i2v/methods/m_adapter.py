@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, grid_side
 from ..config import I2VTunerConfig
+from ..frames import convolve_over_time
 
 
 class FusionAdapter(nn.Module):
@@ -43,17 +44,8 @@ class FusionAdapter(nn.Module):
         else:
             gate = torch.sigmoid(self.gate(torch.cat((h_BTPd, u_BTPd), dim=-1)))
             h_BTPd = h_BTPd + gate * (u_BTPd - h_BTPd)
-        h_BTPd = h_BTPd + self.over_time(self.norm_time(h_BTPd))
+        h_BTPd = h_BTPd + convolve_over_time(self.norm_time(h_BTPd), self.time.weight[:, 0], self.time.bias)
         return h_BTPd + self.mlp(self.norm_mlp(h_BTPd))
-
-    def over_time(self, x_BTPd: torch.Tensor) -> torch.Tensor:
-        """The depth-wise convolution as shifted multiply-adds: taps read the previous, this and the next frame."""
-        T = x_BTPd.shape[1]
-        weight_d3 = self.time.weight[:, 0]
-        padded = F.pad(x_BTPd, (0, 0, 0, 0, 1, 1))
-        out = torch.addcmul(self.time.bias, padded[:, :T], weight_d3[:, 0])
-        out = torch.addcmul(out, x_BTPd, weight_d3[:, 1])
-        return torch.addcmul(out, padded[:, 2:], weight_d3[:, 2])
 
 
 class MAdapterBranch(nn.Module):

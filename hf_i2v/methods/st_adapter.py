@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..backbones import Backbone, grid_side
 from ..config import I2VTunerConfig
+from ..frames import convolve_over_time
 
 ST_SITES = ("before", "between")
 
@@ -43,16 +43,9 @@ class STAdapter(nn.Module):
         return torch.cat((prefix, patches), dim=1) if self.num_prefix_tokens else patches
 
     def convolve(self, z_BTPR: torch.Tensor) -> torch.Tensor:
-        """The depth-wise convolution; over time alone as shifted multiply-adds, which need no other layout."""
-        taps, *spatial = self.conv.kernel_size
-        if spatial == [1, 1]:
-            T = z_BTPR.shape[1]
-            weight_RK = self.conv.weight.view(-1, taps)
-            padded = F.pad(z_BTPR, (0, 0, 0, 0, taps // 2, taps // 2))
-            out = self.conv.bias + padded[:, :T] * weight_RK[:, 0]
-            for tap in range(1, taps):
-                out = torch.addcmul(out, padded[:, tap : tap + T], weight_RK[:, tap])
-            return out
+        """The depth-wise convolution over frames, rows and columns."""
+        if self.conv.kernel_size[1:] == (1, 1):
+            return convolve_over_time(z_BTPR, self.conv.weight.flatten(1), self.conv.bias)
         side = grid_side(z_BTPR.shape[2])
         z_BRThw = z_BTPR.unflatten(2, (side, side)).permute(0, 4, 1, 2, 3)
         return self.conv(z_BRThw).permute(0, 2, 3, 4, 1).flatten(2, 3)
