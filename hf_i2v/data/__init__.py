@@ -2,6 +2,8 @@
 
 from .datasets import VideoClips, collate, load_video_folder
 from .decode import VideoDecodeError, VideoInfo, VideoReader, decode_frames, probe
+from .failures import TooManyBadVideosError
+from .loader import ClipLoader, epoch_order, rank_batches
 from .sampling import uniform_indices
 from .transforms import (
     CenterCrop,
@@ -18,22 +20,26 @@ from .transforms import (
 
 __all__ = [
     "CenterCrop",
+    "ClipLoader",
     "Compose",
     "Normalize",
     "Preprocessing",
     "RandomHorizontalFlip",
     "RandomResizedCrop",
     "ResizeShortSide",
+    "TooManyBadVideosError",
     "VideoClips",
     "VideoDecodeError",
     "VideoInfo",
     "VideoReader",
     "collate",
     "decode_frames",
+    "epoch_order",
     "eval_transform",
     "load_video_folder",
     "preprocessing_from_pretrained",
     "probe",
+    "rank_batches",
     "train_transform",
     "uniform_indices",
 ]

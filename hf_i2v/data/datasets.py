@@ -153,13 +153,17 @@ class VideoClips(torch.utils.data.Dataset):
         return digest.hexdigest()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The clip of video `index`: `pixel_values` float32 (T, C, H, W) and `labels`, an int.
+        """The clip of video `index`, see `clip`, in the epoch that was set."""
+        return self.clip(index, epoch=int(self._epoch))
+
+    def clip(self, index: int, *, epoch: int) -> dict[str, Any]:
+        """The clip of video `index` in an epoch: `pixel_values` float32 (T, C, H, W) and `labels`, an int.
 
         Raises:
             VideoDecodeError: the video cannot be read.
         """
         row = self.dataset[index]
-        generator = self._generator(index) if self.train else None
+        generator = self._generator(index, epoch) if self.train else None
         video = row["video"]
         with VideoReader(video["path"] if video["bytes"] is None else video["bytes"]) as reader:
             indices = uniform_indices(
@@ -171,9 +175,13 @@ class VideoClips(torch.utils.data.Dataset):
             frames_TCHW = reader.frames(indices)
         return {"pixel_values": self.transform(frames_TCHW, generator), "labels": row["label"]}
 
-    def _generator(self, index: int) -> torch.Generator:
+    def name(self, index: int) -> str:
+        """What to call video `index` in messages: its path, or its place in the data set."""
+        return self.dataset[index]["video"]["path"] or f"row {index}"
+
+    def _generator(self, index: int, epoch: int) -> torch.Generator:
         # Hashed, because neighbouring seeds of a generator may give related streams.
-        digest = hashlib.sha256(f"{self.seed} {int(self._epoch)} {index}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed} {epoch} {index}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
