@@ -1,10 +1,15 @@
 """Video in: decode, sample, transform, batch."""
 
-from .datasets import VideoClips, collate, load_video_folder
+from .datasets import VideoClips, collate
 from .decode import VideoDecodeError, VideoInfo, VideoReader, decode_frames, probe
 from .failures import TooManyBadVideosError
+from .folders import load_video_folder
+from .frame_folder import FrameFolder
+from .lists import read_class_names, read_list
 from .loader import ClipLoader, epoch_order, rank_batches
+from .references import open_video
 from .sampling import uniform_indices
+from .sources import add_data_arguments, load_videos, videos_from_args
 from .transforms import (
     CenterCrop,
     Compose,
@@ -22,6 +27,7 @@ __all__ = [
     "CenterCrop",
     "ClipLoader",
     "Compose",
+    "FrameFolder",
     "Normalize",
     "Preprocessing",
     "RandomHorizontalFlip",
@@ -32,14 +38,20 @@ __all__ = [
     "VideoDecodeError",
     "VideoInfo",
     "VideoReader",
+    "add_data_arguments",
     "collate",
     "decode_frames",
     "epoch_order",
     "eval_transform",
     "load_video_folder",
+    "load_videos",
+    "open_video",
     "preprocessing_from_pretrained",
     "probe",
     "rank_batches",
+    "read_class_names",
+    "read_list",
     "train_transform",
     "uniform_indices",
+    "videos_from_args",
 ]

@@ -1,95 +1,20 @@
-"""From a folder of videos to batches of clips: HF Datasets holds the references, PyAV decodes in the worker.
+"""Clips of a data set of videos: HF Datasets holds the references, PyAV decodes in the worker.
 
 Shape suffixes: B clip, T frame, C channel, H height, W width.
 """
 
-import glob
+import bisect
 import hashlib
-import logging
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, Video, load_dataset
-from datasets.packaged_modules.videofolder.videofolder import VIDEO_EXTENSIONS
+from datasets import Dataset
 
-from .decode import VideoReader
+from .decode import VideoDecodeError
+from .references import open_video, version
 from .sampling import ShortVideoPolicy, uniform_indices
 from .transforms import Transform
-
-logger = logging.getLogger(__name__)
-
-
-def load_video_folder(train_dir: str | os.PathLike, validation_dir: str | os.PathLike | None = None) -> DatasetDict:
-    """A data set from folders laid out as `<dir>/<class>/<video file>`, through HF Datasets' `videofolder`.
-
-    Args:
-        train_dir: folder with one sub-folder per class; its name is the label.
-        validation_dir: the same for validation, with the same classes.
-
-    Returns:
-        The splits "train" and, where asked for, "validation", with the columns `video` (`Video(decode=False)`: a
-        dict with `path` and `bytes`) and `label` (`ClassLabel`, names sorted). Nothing is decoded.
-
-    Raises:
-        FileNotFoundError: a folder that is not there.
-        ValueError: no class folder, a class folder without a video, classes that differ between the two folders.
-    """
-    folders = {"train": Path(train_dir)}
-    if validation_dir is not None:
-        folders["validation"] = Path(validation_dir)
-    classes = {split: _class_names(folder) for split, folder in folders.items()}
-    if validation_dir is not None and classes["train"] != classes["validation"]:
-        only_train = sorted(set(classes["train"]) - set(classes["validation"]))
-        only_validation = sorted(set(classes["validation"]) - set(classes["train"]))
-        raise ValueError(
-            f"the class folders differ: only in {train_dir}: {only_train}; only in {validation_dir}: "
-            f"{only_validation}. Both must hold the same classes: rename, add or remove folders until they do."
-        )
-
-    # Exactly <dir>/<class>/<file>: given a bare folder, HF Datasets would look for splits in the names of its files.
-    data_files = {
-        split: os.path.join(glob.escape(os.path.abspath(folder)), "*", "*") for split, folder in folders.items()
-    }
-    videos = load_dataset("videofolder", data_files=data_files, drop_labels=False, drop_metadata=True)
-    for split in videos:
-        names = videos[split].features["label"].names
-        if names != classes["train"]:
-            raise ValueError(f"HF Datasets sees the classes {names}, the folders are {classes['train']}")
-    return videos.cast_column("video", Video(decode=False))
-
-
-def _class_names(folder: Path) -> list[str]:
-    """Names of the class folders, sorted, after a check that each holds videos."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
-    # Like HF Datasets, pass over hidden folders.
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
-    layout = f"expected {folder}/<class>/<video file>, with video files named {', '.join(VIDEO_EXTENSIONS)}"
-    if not classes:
-        found = sorted(p.name for p in folder.iterdir())
-        raise ValueError(f"{folder} has no class folders (it holds {_some(found)}); {layout}")
-    for name in classes:
-        files = [p for p in (folder / name).iterdir() if not p.name.startswith(".")]
-        others = [p for p in files if p.is_dir() or p.suffix.lower() not in VIDEO_EXTENSIONS]
-        if len(files) == len(others):
-            found = sorted(p.name for p in others)
-            raise ValueError(
-                f"class folder {folder / name} has no videos (it holds {_some(found)}); {layout}. "
-                "Add videos or remove the folder."
-            )
-        if others:
-            kinds = Counter("folders" if p.is_dir() else p.suffix or "no suffix" for p in others)
-            logger.warning("%s: ignoring %s; %s", folder / name, dict(kinds), layout)
-    return classes
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:5]) or "nothing"
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 class VideoClips(torch.utils.data.Dataset):
@@ -143,13 +68,7 @@ class VideoClips(torch.utils.data.Dataset):
             raise ValueError("clips for training are random; make VideoClips(..., train=False) for fixed ones")
         digest = hashlib.sha256(repr((self.num_frames, self.policy, self.transform)).encode())
         for row in self.dataset:
-            video = row["video"]
-            if video["bytes"] is not None:
-                digest.update(hashlib.sha256(video["bytes"]).digest())
-            else:
-                stat = os.stat(video["path"])
-                digest.update(repr((video["path"], stat.st_size, stat.st_mtime_ns)).encode())
-            digest.update(repr(row["label"]).encode())
+            digest.update(repr((version(row), row.get("start"), row.get("end"), row["label"])).encode())
         return digest.hexdigest()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -164,15 +83,17 @@ class VideoClips(torch.utils.data.Dataset):
         """
         row = self.dataset[index]
         generator = self._generator(index, epoch) if self.train else None
-        video = row["video"]
-        with VideoReader(video["path"] if video["bytes"] is None else video["bytes"]) as reader:
+        with open_video(row) as reader:
+            first, num_video_frames = 0, reader.num_frames
+            if row.get("start") is not None or row.get("end") is not None:
+                first, num_video_frames = _frames_between(reader, row["start"], row["end"])
             indices = uniform_indices(
-                num_video_frames=reader.num_frames,
+                num_video_frames=num_video_frames,
                 num_frames=self.num_frames,
                 generator=generator,
                 policy=self.policy,
             )
-            frames_TCHW = reader.frames(indices)
+            frames_TCHW = reader.frames([first + index for index in indices])
         return {"pixel_values": self.transform(frames_TCHW, generator), "labels": row["label"]}
 
     def name(self, index: int) -> str:
@@ -183,6 +104,18 @@ class VideoClips(torch.utils.data.Dataset):
         # Hashed, because neighbouring seeds of a generator may give related streams.
         digest = hashlib.sha256(f"{self.seed} {epoch} {index}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def _frames_between(reader, start: float | None, end: float | None) -> tuple[int, int]:
+    """First frame and number of frames of the part of a video in the half-open range of seconds."""
+    times = reader.times()
+    first = bisect.bisect_left(times, start or 0.0)
+    stop = len(times) if end is None else bisect.bisect_left(times, end)
+    if first >= stop:
+        raise VideoDecodeError(
+            f"{reader.name}: no frame between {start} and {end} seconds, the last one is shown at {times[-1]:.2f}"
+        )
+    return first, stop - first
 
 
 def collate(clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
