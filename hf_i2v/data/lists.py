@@ -3,7 +3,7 @@
 | form | recognised by | label |
 |---|---|---|
 | UCF101 `Class/v_x.avi 1` | the name `trainlist01.txt`, `testlist01.txt` | folder of the video |
-| HMDB51 `x.avi 1`, a file per class | names `<class>_test_split1.txt`, given as a pattern with `*` | name of the file |
+| HMDB51 `x.avi 1`, a file per class | pattern `*_test_split1.txt` | name of the list file |
 | Something-Something-v2 json | suffix `.json` | `template`, without its brackets |
 | Kinetics csv | columns `label,youtube_id,time_start,time_end` | `label` |
 | other csv, with or without header | suffix `.csv`, commas | `label_column_name`, or the second column |
@@ -69,7 +69,7 @@ def read_list(
     if not lines:
         raise ValueError(f"{file} is empty")
     if re.fullmatch(r"(train|test|val)list\d*\.txt", file.name):
-        paths = [line.split()[0] for _, line in lines]
+        paths = [re.sub(r"\s+\d+\s*$", "", line).strip() for _, line in lines]
         return [ListedVideo(str(root / path), os.path.basename(os.path.dirname(path))) for path in paths]
     if file.suffix in (".csv", ".tsv") and (delimiter := "\t" if file.suffix == ".tsv" else ",") in lines[0][1]:
         rows = list(csv.reader([line for _, line in lines], delimiter=delimiter))

@@ -1,6 +1,6 @@
 """What a row of a data set refers to, and how to get at it: a file, a folder of frames, bytes, a member of a tar
-shard, or a cell of a parquet shard. Shards are indexed once, without reading a video, and then read at random, so that a
-stream of shards is a list of references like any other.
+shard, or a cell of a parquet shard. Shards are indexed once, without reading a video, and then read at random, so that
+a stream of shards is a list of references like any other.
 """
 
 import json
@@ -28,7 +28,7 @@ def open_video(row: Mapping[str, Any]) -> VideoReader | FrameFolder:
     """The video of a row, opened.
 
     Args:
-        row: `video` (a dict with `path` and `bytes`), and for shards what `tar_references` or `parquet_references` say.
+        row: `video` (a dict with `path` and `bytes`), and for shards what the functions below say.
 
     Raises:
         VideoDecodeError: it cannot be read.
@@ -74,8 +74,8 @@ def tar_references(shards: list[tuple[str, str]], video_column_name: str, label_
         filesystem, path = fsspec.url_to_fs(shard)
         with filesystem.open(path, "rb", block_size=_HEADER_BLOCK) as file:
             try:
-                tar = tarfile.open(fileobj=file, mode="r:")
-                members = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    members = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
             except tarfile.TarError as error:
                 raise ValueError(f"{shard}: not an uncompressed tar file, or a torn one ({error})") from error
             if members and sum(members[-1][1:]) > filesystem.size(path):

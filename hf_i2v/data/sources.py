@@ -9,7 +9,7 @@ import argparse
 import inspect
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from datasets import (
     load_dataset,
     load_dataset_builder,
 )
+from datasets.exceptions import DatasetGenerationError
 
 from .folders import frame_folders, has_frame_folders, load_video_folder
 from .lists import ListedVideo, read_class_names, read_list
@@ -63,8 +64,8 @@ def load_videos(
 
     - `dataset_name`: a data set on the Hub, or whatever else `load_dataset` takes; with `streaming`, nothing of its
       videos is downloaded before it is needed.
-    - `train_dir`: class folders of video files or of folders of frames (jpg), or a folder of WebDataset tars or parquet
-      files.
+    - `train_dir`: class folders of video files or of folders of frames (jpg), or a folder of WebDataset tars or
+      parquet files.
     - `train_file`: a list of videos, see `read_list` for its forms.
 
     Args:
@@ -96,26 +97,22 @@ def load_videos(
     names = None if class_names_file is None else read_class_names(class_names_file)
 
     if train_dir is not None:
-        folders = (
-            {"train": train_dir} if validation_dir is None else {"train": train_dir, "validation": validation_dir}
-        )
+        folders = _splits(train_dir, validation_dir)
         shards = {split: _shards_in(folder) for split, folder in folders.items()}
         if not any(shards.values()):
             if not has_frame_folders(train_dir):
                 return load_video_folder(train_dir, validation_dir)
             splits = {split: _from_list(frame_folders(folder)) for split, folder in folders.items()}
             return DatasetDict(_with_classes(splits, names))
-        splits = _from_shards(shards, names, **columns)
+        kind = Path(shards["train"][0]).suffix if shards["train"] else None
+        splits = _from_shards(shards, tar_references if kind == ".tar" else parquet_references, **columns)
     elif train_file is not None:
-        files = (
-            {"train": train_file} if validation_file is None else {"train": train_file, "validation": validation_file}
-        )
         splits = {
             split: _from_list(read_list(file, video_dir=video_dir, split=split, **columns))
-            for split, file in files.items()
+            for split, file in _splits(train_file, validation_file).items()
         }
     else:
-        splits = _from_hub(os.fspath(dataset_name), dataset_config_name, streaming, names, **columns)
+        splits = _from_hub(os.fspath(dataset_name), dataset_config_name, streaming, **columns)
     return DatasetDict(_with_classes(splits, names))
 
 
@@ -141,6 +138,10 @@ def videos_from_args(args: argparse.Namespace) -> DatasetDict:
     return load_videos(**{name: getattr(args, name) for name in inspect.signature(load_videos).parameters})
 
 
+def _splits(train: Any, validation: Any) -> dict[str, Any]:
+    return {"train": train} if validation is None else {"train": train, "validation": validation}
+
+
 def _shards_in(folder: str | os.PathLike) -> list[str]:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
@@ -151,25 +152,25 @@ def _shards_in(folder: str | os.PathLike) -> list[str]:
 
 
 def _from_shards(
-    shards: dict[str, list[str]], names: list[str] | None, video_column_name: str, label_column_name: str
+    shards: dict[str, list[str]],
+    references: Callable[..., Iterator[dict]],
+    video_column_name: str,
+    label_column_name: str,
 ) -> dict[str, Dataset]:
     splits = {}
     for split, files in shards.items():
         if not files:
             raise ValueError(f"no tar or parquet files for the split {split!r}")
-        is_tar = files[0].split("?")[0].endswith(".tar")
-        rows = Dataset.from_generator(  # which keeps the index on disk
-            tar_references if is_tar else parquet_references,
-            features=_SHARD_FEATURES,
-            gen_kwargs={
-                "shards": shard_versions(files),
-                "video_column_name": video_column_name,
-                "label_column_name": label_column_name,
-            },
-        )
+        columns = {"video_column_name": video_column_name, "label_column_name": label_column_name}
+        try:
+            rows = Dataset.from_generator(  # which keeps the index on disk
+                references, features=_SHARD_FEATURES, gen_kwargs={"shards": shard_versions(files), **columns}
+            )
+        except DatasetGenerationError as error:
+            raise (error.__cause__ or error) from None  # what is wrong with which shard
         videos = [{"path": path, "bytes": None} for path in rows["path"]]
         rows = rows.remove_columns("path").add_column("video", videos, feature=Video(decode=False))
-        if not is_tar:
+        if references is parquet_references:
             label = parquet_features(files[0])[label_column_name]
             if isinstance(label, ClassLabel):
                 rows = _set_labels(rows, [int(number) for number in rows["label"]], label.names)
@@ -194,7 +195,6 @@ def _from_hub(
     name: str,
     config: str | None,
     streaming: bool,
-    names: list[str] | None,
     video_column_name: str,
     label_column_name: str,
 ) -> dict[str, Dataset]:
@@ -202,9 +202,10 @@ def _from_hub(
     files = {split: list(found) for split, found in (builder.config.data_files or {}).items()}
     kind = type(builder).__module__.rpartition(".")[2]
     if kind in ("webdataset", "parquet"):
-        if not streaming:
-            files = DownloadManager().download(files)
-        return _from_shards(_train_and_validation(name, files), names, video_column_name, label_column_name)
+        files = _train_and_validation(name, files)
+        references = tar_references if kind == "webdataset" else parquet_references
+        shards = files if streaming else DownloadManager().download(files)
+        return _from_shards(shards, references, video_column_name, label_column_name)
     loaded = _train_and_validation(name, load_dataset(name, config, streaming=streaming))
     return {
         split: _standard_columns(name, rows, video_column_name, label_column_name) for split, rows in loaded.items()
@@ -225,7 +226,8 @@ def _standard_columns(name: str, rows, video_column_name: str, label_column_name
     found = rows.column_names
     if missing := [column for column in (video_column_name, label_column_name) if column not in found]:
         raise ValueError(
-            f"{name} has no column {' or '.join(missing)}, it has {found}; see --video_column_name and --label_column_name"
+            f"{name} has no column {' or '.join(missing)}, it has {found}; see --video_column_name and "
+            "--label_column_name"
         )
     rows = rows.select_columns([video_column_name, label_column_name])
     if isinstance(rows, IterableDataset):
@@ -258,14 +260,10 @@ def _references_of_stream(name: str, rows: IterableDataset, video_column_name: s
 
 def _with_classes(splits: dict[str, Dataset], names: list[str] | None) -> dict[str, Dataset]:
     """Labels that are names or numbers as text become a `ClassLabel`, the same in all splits."""
-    known = {
-        split: rows.features["label"].names
-        for split, rows in splits.items()
-        if rows.features["label"] != Value("string")
-    }
-    if known:
-        if len({tuple(classes) for classes in known.values()}) > 1:
-            raise ValueError(f"the splits have different classes: {known}")
+    features = {split: rows.features["label"] for split, rows in splits.items()}
+    if any(isinstance(feature, ClassLabel) for feature in features.values()):
+        if len({repr(feature) for feature in features.values()}) > 1:
+            raise ValueError(f"the splits have different classes: {features}")
         return splits
     labels = {split: list(rows["label"]) for split, rows in splits.items()}
     found = sorted({label for values in labels.values() for label in values})
