@@ -1,5 +1,6 @@
 """Video in: decode, sample, transform, batch."""
 
+from .augment import ColorJitter, RandAugment, RandomErasing
 from .datasets import VideoClips, collate
 from .decode import VideoDecodeError, VideoInfo, VideoReader, decode_frames, probe
 from .failures import TooManyBadVideosError
@@ -7,8 +8,9 @@ from .folders import load_video_folder
 from .frame_folder import FrameFolder
 from .lists import read_class_names, read_list
 from .loader import ClipLoader, epoch_order, rank_batches
+from .mixing import Mix
 from .references import open_video
-from .sampling import uniform_indices
+from .sampling import dense_indices, uniform_clips, uniform_indices
 from .sources import add_data_arguments, load_videos, videos_from_args
 from .transforms import (
     CenterCrop,
@@ -18,6 +20,8 @@ from .transforms import (
     RandomHorizontalFlip,
     RandomResizedCrop,
     ResizeShortSide,
+    ShortSideJitter,
+    ThreeCrops,
     eval_transform,
     preprocessing_from_pretrained,
     train_transform,
@@ -26,13 +30,19 @@ from .transforms import (
 __all__ = [
     "CenterCrop",
     "ClipLoader",
+    "ColorJitter",
     "Compose",
     "FrameFolder",
+    "Mix",
     "Normalize",
     "Preprocessing",
+    "RandAugment",
+    "RandomErasing",
     "RandomHorizontalFlip",
     "RandomResizedCrop",
     "ResizeShortSide",
+    "ShortSideJitter",
+    "ThreeCrops",
     "TooManyBadVideosError",
     "VideoClips",
     "VideoDecodeError",
@@ -41,6 +51,7 @@ __all__ = [
     "add_data_arguments",
     "collate",
     "decode_frames",
+    "dense_indices",
     "epoch_order",
     "eval_transform",
     "load_video_folder",
@@ -52,6 +63,7 @@ __all__ = [
     "read_class_names",
     "read_list",
     "train_transform",
+    "uniform_clips",
     "uniform_indices",
     "videos_from_args",
 ]
