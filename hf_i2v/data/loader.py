@@ -8,7 +8,6 @@ state is (epoch, samples taken), and resuming costs nothing, also with another n
     rank       0 1 0 1 | 0 1 0 1 | 0 1          drop_last: the third step is left out
 """
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,9 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .datasets import VideoClips, collate
+from .datasets import VideoClips, collate, seeded_generator
 from .decode import VideoDecodeError
 from .failures import FailureLog, OnBadVideo
+from .mixing import Mix
 
 # Substitutes tried for one bad video; more in a row means that something else is wrong.
 _MAX_SUBSTITUTES = 32
@@ -49,8 +49,7 @@ def epoch_order(
     order = torch.arange(num_samples)
     if not shuffle or num_samples == 0:
         return order
-    digest = hashlib.sha256(f"order {seed} {epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    generator = seeded_generator("order", seed, epoch)
     if shuffle_buffer_size is None or shuffle_buffer_size >= num_samples:
         return torch.randperm(num_samples, generator=generator)
     order = order.roll(int(torch.randint(num_samples, (), generator=generator)))
@@ -109,6 +108,7 @@ class ClipLoader:
             data set, in clips for evaluation it skips. None: "substitute" where `clips` are for training, else "skip".
         max_bad_fraction: raise `TooManyBadVideosError` once more than this share of the videos was bad.
         bad_videos_file: where to list failures as JSON lines; ranks share one file. None: only in `failures`.
+        mix: mixup and CutMix; `labels` are then (B, K) float32.
         pin_memory: see torch's DataLoader.
 
     Raises:
@@ -132,6 +132,7 @@ class ClipLoader:
         on_bad_video: OnBadVideo | None = None,
         max_bad_fraction: float = 0.01,
         bad_videos_file: str | os.PathLike | None = None,
+        mix: Mix | None = None,
         pin_memory: bool = False,
     ):
         if batch_size < 1:
@@ -160,7 +161,7 @@ class ClipLoader:
             on_bad_video = "substitute" if clips.train else "skip"
         self._sampler = _Keys()
         self._loader = DataLoader(
-            _Batches(clips, on_bad_video),
+            _Batches(clips, on_bad_video, mix),
             sampler=self._sampler,
             batch_size=None,  # a key is a whole batch
             num_workers=num_workers,
@@ -262,10 +263,11 @@ class _Keys(Sampler):
 class _Batches(Dataset):
     """Keys to batches; this is what runs in the workers."""
 
-    def __init__(self, clips: VideoClips, on_bad_video: OnBadVideo):
+    def __init__(self, clips: VideoClips, on_bad_video: OnBadVideo, mix: Mix | None):
         if on_bad_video not in ("error", "skip", "substitute"):
             raise ValueError(f"on_bad_video ({on_bad_video!r}) must be 'error', 'skip' or 'substitute'")
         self.clips = clips
+        self.mix = mix
         self.on_bad_video = "skip" if on_bad_video == "substitute" and not clips.train else on_bad_video
 
     def __getitem__(self, key: _BatchKey) -> dict[str, Any]:
@@ -279,6 +281,9 @@ class _Batches(Dataset):
         filled = next(item for item in items if "pixel_values" in item)
         items = [{**filled, **item} for item in items]
         batch = collate(items)
+        if self.mix is not None:
+            generator = seeded_generator("mix", self.clips.seed, key.epoch, key.indices)
+            batch["pixel_values"], batch["labels"] = self.mix(batch["pixel_values"], batch["labels"], generator)
         batch["ids"] = torch.tensor([item["ids"] for item in items], dtype=torch.int64)
         batch["is_padding"] = torch.tensor([item["is_padding"] for item in items])
         batch["failures"] = failures

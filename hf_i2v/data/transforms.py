@@ -6,6 +6,7 @@ generator to draw from (None: torch's global one). All but `Normalize` take and 
 Shape suffixes: T frame, C channel, H height, W width.
 """
 
+import functools
 import logging
 import math
 import os
@@ -15,6 +16,8 @@ from typing import Literal
 
 import torch
 from torch.nn import functional as F
+
+from .augment import ColorJitter, RandAugment, RandomErasing
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,57 @@ class CenterCrop:
         if min(height, width) < self.size:
             raise ValueError(f"frames of {height}x{width} (height x width) are smaller than the crop ({self.size})")
         top, left = (height - self.size) // 2, (width - self.size) // 2
+        return frames_TCHW[..., top : top + self.size, left : left + self.size]
+
+
+@dataclass(frozen=True)
+class ThreeCrops:
+    """Cut three squares of `size` pixels out along the longer side: first end, middle, last end.
+
+    Called with (T, C, H, W) it returns (3, T, C, size, size).
+    """
+
+    size: int
+
+    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        height, width = frames_TCHW.shape[-2:]
+        if min(height, width) < self.size:
+            raise ValueError(f"frames of {height}x{width} (height x width) are smaller than the crops ({self.size})")
+        if height == width == self.size:
+            _say_once("a video of %sx%s pixels is square: its three crops are identical", height, width)
+        tops, lefts = ([(side - self.size) // 2] * 3 for side in (height, width))
+        if height > width:
+            tops = [0, (height - self.size) // 2, height - self.size]
+        else:
+            lefts = [0, (width - self.size) // 2, width - self.size]
+        corners = zip(tops, lefts, strict=True)
+        return torch.stack([frames_TCHW[..., y : y + self.size, x : x + self.size] for y, x in corners])
+
+
+@dataclass(frozen=True)
+class ShortSideJitter:
+    """Scale so that the shorter side has a random number of pixels, then cut a random square out.
+
+    Args:
+        size: side of the square.
+        short_side: smallest and largest shorter side, at least `size`, e.g. (256, 320) for a size of 224.
+        interpolation: how to scale.
+    """
+
+    size: int
+    short_side: tuple[int, int]
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self):
+        if not self.size <= self.short_side[0] <= self.short_side[1]:
+            raise ValueError(f"short_side ({self.short_side}) must be (smallest, largest), both at least {self.size}")
+
+    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        short = int(torch.randint(self.short_side[0], self.short_side[1] + 1, (), generator=generator))
+        height, width = (side * short // min(frames_TCHW.shape[-2:]) for side in frames_TCHW.shape[-2:])
+        top = int(torch.randint(height - self.size + 1, (), generator=generator))
+        left = int(torch.randint(width - self.size + 1, (), generator=generator))
+        frames_TCHW = _resize(frames_TCHW, (height, width), self.interpolation)
         return frames_TCHW[..., top : top + self.size, left : left + self.size]
 
 
@@ -121,7 +175,11 @@ class RandomHorizontalFlip:
             raise ValueError(f"the flip probability ({self.p}) must be a number in [0, 1], e.g. 0.5")
 
     def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        return frames_TCHW.flip(-1) if _uniform(0, 1, generator) < self.p else frames_TCHW
+        return frames_TCHW.flip(-1) if self.draw(generator) else frames_TCHW
+
+    def draw(self, generator: torch.Generator | None) -> bool:
+        """Whether to mirror a clip."""
+        return _uniform(0, 1, generator) < self.p
 
 
 @dataclass(frozen=True)
@@ -136,8 +194,8 @@ class Normalize:
             raise ValueError(f"mean ({self.mean}) and std ({self.std}) must be of one length, and std positive")
 
     def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        if frames_TCHW.shape[1] != len(self.mean):
-            raise ValueError(f"frames have {frames_TCHW.shape[1]} channels, mean and std have {len(self.mean)}")
+        if frames_TCHW.shape[-3] != len(self.mean):
+            raise ValueError(f"frames have {frames_TCHW.shape[-3]} channels, mean and std have {len(self.mean)}")
         mean_C11 = torch.tensor(self.mean).view(-1, 1, 1)
         std_C11 = torch.tensor(self.std).view(-1, 1, 1)
         frames_TCHW = frames_TCHW.to(torch.float32, memory_format=torch.contiguous_format)
@@ -152,8 +210,12 @@ def train_transform(
     flip: float,
     interpolation: Interpolation = "bilinear",
     scale: tuple[float, float] = (0.08, 1.0),
+    short_side: tuple[int, int] | None = None,
+    color_jitter: float = 0.0,
+    rand_augment: tuple[int, float] | None = None,
+    erase: float = 0.0,
 ) -> Compose:
-    """Random resized crop, horizontal flip, normalise.
+    """Random resized crop, horizontal flip, what is asked for of colour jitter, RandAugment and erasing, normalise.
 
     Args:
         size: side of the square result in pixels.
@@ -162,21 +224,46 @@ def train_transform(
         flip: probability of a horizontal flip; 0 where left and right mean something.
         interpolation: "bilinear" or "bicubic", both with antialiasing.
         scale: smallest and largest share of the frame's area that a crop covers.
+        short_side: (smallest, largest) to scale the shorter side to and cut a random square out, instead of the random
+            resized crop; `scale` is then without effect.
+        color_jitter: range of brightness, contrast and saturation, see `ColorJitter`.
+        rand_augment: number of operations and their magnitude, see `RandAugment`.
+        erase: probability of erasing a box, see `RandomErasing`.
 
     Returns:
         A picklable callable `(frames_TCHW uint8, generator) -> float32 (T, C, size, size)`.
     """
     transforms: list[Transform] = [RandomResizedCrop(size, scale=tuple(scale), interpolation=interpolation)]
+    if short_side is not None:
+        transforms = [ShortSideJitter(size, tuple(short_side), interpolation)]
     if flip != 0:
         transforms.append(RandomHorizontalFlip(flip))
+    if color_jitter != 0:
+        transforms.append(ColorJitter(color_jitter, color_jitter, color_jitter))
+    if rand_augment is not None:
+        transforms.append(RandAugment(*rand_augment))
+    if erase != 0:
+        transforms.append(RandomErasing(erase))
     return Compose((*transforms, Normalize(tuple(mean), tuple(std))))
 
 
 def eval_transform(
-    *, size: int, mean: Sequence[float], std: Sequence[float], interpolation: Interpolation = "bilinear"
+    *,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: Interpolation = "bilinear",
+    num_crops: int = 1,
 ) -> Compose:
-    """Short side to `size`, centre crop, normalise; nothing random. Arguments and result as in `train_transform`."""
-    return Compose((ResizeShortSide(size, interpolation), CenterCrop(size), Normalize(tuple(mean), tuple(std))))
+    """Short side to `size`, centre crop, normalise; nothing random. Arguments and result as in `train_transform`.
+
+    Args:
+        num_crops: 3 for three crops along the longer side, the result is then (3, T, C, size, size).
+    """
+    if num_crops not in (1, 3):
+        raise ValueError(f"num_crops ({num_crops}) must be 1 or 3")
+    crop = CenterCrop(size) if num_crops == 1 else ThreeCrops(size)
+    return Compose((ResizeShortSide(size, interpolation), crop, Normalize(tuple(mean), tuple(std))))
 
 
 @dataclass(frozen=True)
@@ -269,6 +356,11 @@ def _square(size, name) -> int:
     if len(sides) != 1:
         raise ValueError(f"{name}: input size {size} is not square, only square inputs are supported")
     return int(sides.pop())
+
+
+@functools.cache
+def _say_once(message: str, *args) -> None:
+    logger.warning(message, *args)
 
 
 def _resize(frames_TCHW: torch.Tensor, size: tuple[int, int], interpolation: Interpolation) -> torch.Tensor:

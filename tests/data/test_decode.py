@@ -91,15 +91,18 @@ def test_rotation_is_applied(tmp_path, degrees, write_video, decode_all):
     assert (probe(path).height, probe(path).width) == upright_THWC.shape[1:3]
 
 
-def test_decodes_no_further_than_the_last_frame(tmp_path, monkeypatch, write_video):
-    path = write_video(tmp_path / "clip.mp4", num_frames=60, bf="2")
+def test_decodes_no_more_than_it_must(tmp_path, monkeypatch, write_video):
+    path = write_video(tmp_path / "clip.mp4", num_frames=60, bf="2", g="20")
     decoded, converted = [], []
     with VideoReader(path) as video:
-        decode, convert = video._decode, video._to_rgb
-        monkeypatch.setattr(video, "_decode", lambda: (decoded.append(frame) or frame for frame in decode()))
-        monkeypatch.setattr(video, "_to_rgb", lambda frame: converted.append(frame) or convert(frame))
+        decode, convert = video._decode_parts, video._to_rgb
+        monkeypatch.setattr(video, "_decode_parts", lambda at: (decoded.append(out) or out for out in decode(at)))
+        monkeypatch.setattr(video, "_to_rgb", lambda *args: converted.append(args) or convert(*args))
         video.frames([9, 3, 9])
-    assert (len(decoded), len(converted)) == (10, 2)
+        assert len(decoded) <= 10 and len(converted) == 2  # no further than the last frame
+        decoded.clear()
+        video.frames([45])
+        assert len(decoded) <= 6  # from the key frame before it
 
 
 def test_cover_art_is_not_the_video(tmp_path, write_audio):

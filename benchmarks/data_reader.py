@@ -1,0 +1,112 @@
+"""VideoReader against decord 0.6 and against decoding everything with PyAV, one thread each.
+
+    pip install decord==0.6.0
+    python benchmarks/data_reader.py --folder /tmp/videos --repeats 7
+
+Ratios of medians of interleaved runs, in a rotating order: each opens the file, takes its length, and decodes the
+frames of the sampling to RGB. Writes `data_reader.csv` beside this script. Peak memory is that of a process of its own.
+"""
+
+import argparse
+import csv
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from data_files import make_files
+
+from hf_i2v.data import VideoReader, dense_indices, uniform_indices
+
+SAMPLINGS = {f"uniform {n}": (n, None) for n in (8, 16, 32)} | {"8x8": (8, 8), "16x4": (16, 4), "32x2": (32, 2)}
+
+
+def indices(num_video_frames: int, sampling: str) -> list[int]:
+    num_frames, stride = SAMPLINGS[sampling]
+    if stride is None:
+        return uniform_indices(num_video_frames=num_video_frames, num_frames=num_frames)
+    return dense_indices(num_video_frames=num_video_frames, num_frames=num_frames, frame_stride=stride)[0]
+
+
+def ours(path: Path, sampling: str) -> np.ndarray:
+    with VideoReader(path) as video:
+        return video.frames(indices(video.num_frames, sampling)).permute(0, 2, 3, 1).numpy()
+
+
+def decord(path: Path, sampling: str) -> np.ndarray:
+    import decord
+
+    video = decord.VideoReader(str(path), num_threads=1)
+    return video.get_batch(indices(len(video), sampling)).asnumpy()
+
+
+def decode_all(path: Path, sampling: str) -> np.ndarray:
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_count = 1
+        frames = list(container.decode(video=0))
+    return np.stack([frames[i].to_ndarray(format="rgb24") for i in indices(len(frames), sampling)])
+
+
+def interleaved(functions: list, repeats: int) -> list[float]:
+    """Median seconds of each; the order rotates, so that none always comes first."""
+    seconds = [[] for _ in functions]
+    for repeat in range(repeats + 1):
+        for place in range(len(functions)):
+            which = (repeat + place) % len(functions)
+            start = time.perf_counter()
+            functions[which]()
+            if repeat:  # the first round warms up
+                seconds[which].append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
+
+
+def peak_memory(path: Path) -> float:
+    """MiB that reading 8 frames ten times adds to a process that has everything imported and read a small file."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(10):
+        ours(path, "uniform 8")
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--folder", type=Path, required=True, help="for the videos, which are made there once")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", default="", help="files whose names hold this")
+    parser.add_argument("--memory_of", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.memory_of is not None:
+        print(peak_memory(args.memory_of))
+        return
+    args.folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name, path in make_files(args.folder).items():
+        if args.only not in name:
+            continue
+        for sampling in SAMPLINGS:
+            runs = [ours, decord] + ([decode_all] if sampling == "uniform 8" else [])
+            times = interleaved([lambda run=run: run(path, sampling) for run in runs], args.repeats)
+            row = {"file": name, "sampling": sampling, "ours_ms": round(1000 * times[0], 2)}
+            row["vs_decord"] = round(times[1] / times[0], 2)
+            row["vs_decode_all"] = round(times[2] / times[0], 2) if len(times) > 2 else ""
+            row["equal_decode_all"] = np.array_equal(ours(path, sampling), decode_all(path, sampling))
+            rows.append(row)
+            print(*row.values(), sep="\t", flush=True)
+        if "720p" in name:
+            command = [sys.executable, __file__, "--folder", str(args.folder), "--memory_of", str(path)]
+            print(f"{name}: peak memory {float(subprocess.check_output(command)):.1f} MiB over the idle process")
+    if not args.only:
+        with open(Path(__file__).with_suffix(".csv"), "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
