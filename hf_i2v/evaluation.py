@@ -110,7 +110,9 @@ def draw_confusion_matrix(counts_KK: np.ndarray, names: Sequence[str]) -> Image.
     dark = np.zeros((num_classes, num_classes, 3))
     dark[np.arange(num_classes), np.arange(num_classes)] = (0.1, 0.3, 0.8)
     pixels = 255 * (1 - share_KK[..., None] * (1 - dark))
-    matrix = Image.fromarray(pixels.round().astype(np.uint8)).resize((cell * num_classes,) * 2, Image.Resampling.NEAREST)
+    matrix = Image.fromarray(pixels.round().astype(np.uint8)).resize(
+        (cell * num_classes,) * 2, Image.Resampling.NEAREST
+    )
     named = cell >= 12
     margin = 8 + (max(int(ImageDraw.Draw(matrix).textlength(name[:40])) for name in names) if named else 0)
     picture = Image.new("RGB", (margin + matrix.width + 8, margin + matrix.height + 8), "white")
