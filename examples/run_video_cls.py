@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -376,6 +377,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     logs = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / "logs"))
     accelerator = Accelerator(
+        cpu=torch.accelerator.current_accelerator() is None,  # or several processes would not find each other
         mixed_precision=args.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
@@ -387,6 +389,8 @@ def main(argv: list[str] | None = None) -> None:
             DistributedDataParallelKwargs(find_unused_parameters=args.tuner == "full" or "st_adapter" in args.tuner)
         ],
     )
+    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate sees only one")
     set_seed(args.seed)
 
     # data
@@ -486,6 +490,7 @@ def main(argv: list[str] | None = None) -> None:
         resolved = configuration | {"model_name_or_path": base_name(args.model_name_or_path)}
         (folder / "training_config.yaml").write_text(yaml.safe_dump(resolved))
         write_results(args, predictions, eval_loader, names, {"step": step, **dataclasses.asdict(model_cost)})
+    accelerator.wait_for_everyone()  # the first process still writes
     accelerator.end_training()
 
 
