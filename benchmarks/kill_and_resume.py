@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from test_run_resume import arguments  # noqa: E402
 from tiny import tiny_image_model  # noqa: E402
-from training import command_line, start_forked, write_shards, write_video_folders  # noqa: E402
+from training import command_line, load_script, start_forked, write_shards, write_video_folders  # noqa: E402
 
 FILES = ("adapter/adapter_model.safetensors", "checkpoint-12/weights.safetensors", "predictions.csv")
 
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    load_script("run_video_cls")  # its imports take longer than a run
     chance = random.Random(args.seed)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +72,10 @@ def main() -> None:
                     hits += run_through(argv, place / "log", seconds, chance, args.kills)
                     equal += all((killed / f).read_bytes() == (alone / f).read_bytes() for f in FILES)
                 rows.append([source, workers, args.rounds, hits, equal])
-                print(f"{source}, {workers} workers: {equal} of {args.rounds} runs bit-identical after {hits} kills")
+                print(
+                    f"{source}, {workers} workers: {equal} of {args.rounds} runs bit-identical after {hits} kills",
+                    flush=True,
+                )
     with open(Path(__file__).with_suffix(".csv"), "w", newline="") as file:
         csv.writer(file).writerows([["source", "workers", "runs", "kills", "bit_identical"], *rows])
 

@@ -257,8 +257,8 @@ def few_shot(videos: Dataset, shots: int, seed: int) -> Dataset:
     return videos.select(sorted(rows))
 
 
-def build_loaders(args: argparse.Namespace, videos, preprocessing, accelerator: Accelerator):
-    """Batches for training and evaluation: file → frames → clip → batch."""
+def build_clips(args: argparse.Namespace, videos, preprocessing) -> tuple[VideoClips, VideoClips]:
+    """Clips for training and evaluation: file → frames → clip."""
     pixels = dataclasses.asdict(preprocessing)
     num_clips, num_crops = map(int, args.eval_views.split("x"))
     sampling = {
@@ -279,13 +279,13 @@ def build_loaders(args: argparse.Namespace, videos, preprocessing, accelerator: 
     train_clips = VideoClips(
         videos["train"], transform=augmentation, train=True, seed=args.seed, flip_labels=flip_labels, **sampling
     )
-    eval_clips = VideoClips(
-        videos["validation"],
-        transform=eval_transform(**pixels, num_crops=num_crops),
-        train=False,
-        num_clips=num_clips,
-        **sampling,
-    )
+    transform = eval_transform(**pixels, num_crops=num_crops)
+    eval_clips = VideoClips(videos["validation"], transform=transform, train=False, num_clips=num_clips, **sampling)
+    return train_clips, eval_clips
+
+
+def build_loaders(args: argparse.Namespace, train_clips: VideoClips, eval_clips: VideoClips, accelerator: Accelerator):
+    """Batches of the clips for this process."""
     common = {
         "num_workers": args.dataloader_num_workers,
         "rank": accelerator.process_index,
@@ -303,8 +303,9 @@ def build_loaders(args: argparse.Namespace, videos, preprocessing, accelerator: 
         drop_last=True,
         **common,
     )
-    videos_per_batch = max(1, args.per_device_eval_batch_size // (num_clips * num_crops))
-    return train_loader, ClipLoader(eval_clips, batch_size=videos_per_batch, **common)
+    views = math.prod(map(int, args.eval_views.split("x")))
+    eval_loader = ClipLoader(eval_clips, batch_size=max(1, args.per_device_eval_batch_size // views), **common)
+    return train_loader, eval_loader
 
 
 def check_labels(args: argparse.Namespace, videos) -> list[str]:
@@ -400,7 +401,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.shots_per_class:
         videos["train"] = few_shot(videos["train"], args.shots_per_class, args.seed)
     preprocessing = preprocessing_from_pretrained(args.model_name_or_path)
-    train_loader, eval_loader = build_loaders(args, videos, preprocessing, accelerator)
+    train_loader, eval_loader = build_loaders(args, *build_clips(args, videos, preprocessing), accelerator)
 
     # model, optimiser, schedule
     model = build_model(args, names)
