@@ -103,6 +103,10 @@ class I2VPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The image model's patch embedding, whose output gradient checkpointing makes require a gradient."""
+        return find_backbone(self).model.get_input_embeddings()
+
     def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None):
         """Shift heads in time natively (STDHA, arXiv 2310.01324), so that any tuner of peft can ride on it.
 
