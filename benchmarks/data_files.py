@@ -1,23 +1,34 @@
-"""The videos that the benchmarks of the data side read, made by PyAV: moving texture with a little noise."""
+"""Videos for the benchmarks of the data side, made by PyAV: a panning camera, moving things, a little noise."""
 
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 
 def write_video(path: Path, *, codec: str, height: int, width: int, num_frames: int, seed: int = 0, **options) -> None:
     """One video at 30 frames a second; `options` go to the encoder."""
     rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3)).astype(np.float32)
-    texture_HWC = np.kron(small, np.ones((8, 8, 1), np.float32))[:height, :width]
-    noise_HWC = rng.normal(0, 4, (height, width, 3)).astype(np.float32)
+
+    def texture(height, width, grain):
+        coarse = rng.integers(0, 256, (height // grain + 1, width // grain + 1, 3)).astype(np.uint8)
+        return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
+
+    backdrop_HWC = texture(height, width, 16)
+    things = [texture(height // 3, width // 4, 6) for _ in range(4)]
+    places, steps = rng.uniform(0, 1, (4, 2)), rng.uniform(-0.02, 0.02, (4, 2))
+    noise_HWC = rng.normal(0, 3, (height, width, 3)).astype(np.int16)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=30)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.options = {name.replace("_", "-"): str(value) for name, value in options.items()}
         for number in range(num_frames):
-            frame_HWC = np.roll(texture_HWC, (number, 2 * number), (0, 1)) + np.roll(noise_HWC, 37 * number, 1)
+            frame_HWC = np.roll(backdrop_HWC, (number // 2, number), (0, 1))  # the camera pans,
+            for thing_HWC, place, step in zip(things, places, steps, strict=True):  # things move before it,
+                y, x = (np.abs((place + number * step) % 2 - 1) * (height * 2 // 3, width * 3 // 4)).astype(int)
+                frame_HWC[y : y + height // 3, x : x + width // 4] = thing_HWC
+            frame_HWC = frame_HWC + rng.permuted(noise_HWC, axis=1)  # and the sensor is noisy
             frame_HWC = frame_HWC.clip(0, 255).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
         container.mux(stream.encode())
@@ -26,7 +37,7 @@ def write_video(path: Path, *, codec: str, height: int, width: int, num_frames: 
 def make_files(folder: Path) -> dict[str, Path]:
     """The files by name; what is there already is kept."""
     small, large = {"height": 240, "width": 320, "num_frames": 300}, {"height": 720, "width": 1280, "num_frames": 150}
-    x264 = {"codec": "libx264", "preset": "veryfast", "keyint_min": 1, "sc_threshold": 0}
+    x264 = {"codec": "libx264", "keyint_min": 1, "sc_threshold": 0}
     wanted = {}
     for gop in (12, 48, 250):
         for b_frames in (0, 2):

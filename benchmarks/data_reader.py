@@ -4,11 +4,12 @@
     python benchmarks/data_reader.py --folder /tmp/videos --repeats 7
 
 Ratios of medians of interleaved runs, in a rotating order: each opens the file, takes its length, and decodes the
-frames of the sampling to RGB. Writes `data_reader.csv` beside this script. Peak memory is that of a process of its own.
+frames of the sampling to RGB. Writes `data_reader.csv` beside this script. Peak memory is of a process of its own.
 """
 
 import argparse
 import csv
+import functools
 import resource
 import statistics
 import subprocess
@@ -45,11 +46,15 @@ def decord(path: Path, sampling: str) -> np.ndarray:
     return video.get_batch(indices(len(video), sampling)).asnumpy()
 
 
-def decode_all(path: Path, sampling: str) -> np.ndarray:
+def decode_all(path: Path, sampling: str, *, convert_all: bool = True) -> np.ndarray:
+    """The plainest way: every frame decoded and converted, then indexed; or only the wanted ones converted."""
     with av.open(str(path)) as container:
         container.streams.video[0].thread_count = 1
         frames = list(container.decode(video=0))
-    return np.stack([frames[i].to_ndarray(format="rgb24") for i in indices(len(frames), sampling)])
+    wanted = indices(len(frames), sampling)
+    if convert_all:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])[wanted]
+    return np.stack([frames[i].to_ndarray(format="rgb24") for i in wanted])
 
 
 def interleaved(functions: list, repeats: int) -> list[float]:
@@ -77,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="for the videos, which are made there once")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--only", default="", help="files whose names hold this")
+    parser.add_argument("--only", default="", help="files whose names hold this, the others keep their rows")
     parser.add_argument("--memory_of", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -85,27 +90,42 @@ def main() -> None:
         print(peak_memory(args.memory_of))
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    results = Path(__file__).with_suffix(".csv")
+    rows = {}
+    if results.exists():
+        with open(results, newline="") as file:
+            rows = {(row["file"], row["sampling"]): row for row in csv.DictReader(file)}
     for name, path in make_files(args.folder).items():
-        if args.only not in name:
-            continue
-        for sampling in SAMPLINGS:
-            runs = [ours, decord] + ([decode_all] if sampling == "uniform 8" else [])
-            times = interleaved([lambda run=run: run(path, sampling) for run in runs], args.repeats)
-            row = {"file": name, "sampling": sampling, "ours_ms": round(1000 * times[0], 2)}
-            row["vs_decord"] = round(times[1] / times[0], 2)
-            row["vs_decode_all"] = round(times[2] / times[0], 2) if len(times) > 2 else ""
-            row["equal_decode_all"] = np.array_equal(ours(path, sampling), decode_all(path, sampling))
-            rows.append(row)
-            print(*row.values(), sep="\t", flush=True)
-        if "720p" in name:
-            command = [sys.executable, __file__, "--folder", str(args.folder), "--memory_of", str(path)]
-            print(f"{name}: peak memory {float(subprocess.check_output(command)):.1f} MiB over the idle process")
-    if not args.only:
-        with open(Path(__file__).with_suffix(".csv"), "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        if args.only in name:
+            for sampling in SAMPLINGS:
+                rows[name, sampling] = measure(name, path, sampling, args.repeats)
+                print(*rows[name, sampling].values(), sep="\t", flush=True)
+    with open(results, "w", newline="") as file:
+        writer = csv.DictWriter(file, next(iter(rows.values())))
+        writer.writeheader()
+        writer.writerows(rows.values())
+
+
+def measure(name: str, path: Path, sampling: str, repeats: int) -> dict[str, object]:
+    runs = [ours, decord]
+    if sampling == "uniform 8":
+        runs += [decode_all, functools.partial(decode_all, convert_all=False)]
+    own, *others = interleaved([functools.partial(run, path, sampling) for run in runs], repeats)
+    ratios = [round(other / own, 2) for other in others] + [""] * (4 - len(runs))
+    memory = ""
+    if sampling == "uniform 8" and "720p" in name:
+        command = [sys.executable, __file__, "--folder", str(path.parent), "--memory_of", str(path)]
+        memory = round(float(subprocess.check_output(command)), 1)
+    return {
+        "file": name,
+        "sampling": sampling,
+        "ms": round(1000 * own, 1),
+        "decord/ours": ratios[0],
+        "decode all/ours": ratios[1],
+        "decode all, convert few/ours": ratios[2],
+        "peak MiB over idle": memory,
+        "equals decode all": np.array_equal(ours(path, sampling), decode_all(path, sampling)),
+    }
 
 
 if __name__ == "__main__":

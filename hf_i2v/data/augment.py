@@ -1,8 +1,9 @@
 """Augmentations of a clip's pixels, the same for all its frames: RandAugment, colour jitter, random erasing.
 
-Pillow does the work: it is fast on uint8, and its operations are the ones that RandAugment was defined with. Operations
-on colours see the clip as one tall picture, so that statistics such as the mean are those of the clip and do not
-flicker. Shape suffixes: T frame, C channel, H height, W width.
+Pillow does the work: it is fast on uint8, and its operations are those that RandAugment was defined with. Operations
+on colours see the clip as one tall picture, so that the mean and other statistics are the clip's and do not flicker.
+
+Shape suffixes: T frame, C channel, H height, W width.
 """
 
 import math

@@ -22,7 +22,7 @@ from typing import BinaryIO
 import av
 import numpy as np
 import torch
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 
 from .packets import MAX_HELD_BYTES, Packets
@@ -78,7 +78,7 @@ class VideoReader:
         self._container, size = _open(source, self.name)
         try:
             self._stream = self._find_stream()
-            self._packets = self._demux(hold=size <= MAX_HELD_BYTES)
+            self._packets = self._demux(None if size <= MAX_HELD_BYTES else lambda: _open(source, self.name)[0])
             # positions of the frames' packets, or None where time stamps do not number them
             self._table = self._packets.shown() if self._packets.are_numbered() else None
             self.num_frames = sum(1 for _ in self._decode_all()) if self._table is None else len(self._table)
@@ -258,13 +258,13 @@ class VideoReader:
             raise VideoDecodeError(f"{self.name}: FFmpeg has no decoder for its video stream")
         for stream in self._container.streams:
             if stream is not streams[0]:
-                stream.discard = "ALL"  # sound, subtitles
+                stream.discard = Discard.all  # sound, subtitles
         streams[0].codec_context.thread_count = 1  # data loading parallelises over files, not inside one
         return streams[0]
 
-    def _demux(self, *, hold: bool) -> Packets:
+    def _demux(self, open_again) -> Packets:
         try:
-            return Packets(self._container, self._stream, hold=hold)
+            return Packets(self._container, self._stream, open_again=open_again)
         except av.error.FFmpegError as error:
             raise VideoDecodeError(f"{self.name}: cannot be read ({error.strerror})") from error
 

@@ -5,7 +5,7 @@ trusted. Packets are in decoding order: a picture comes after those that it is p
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import av
 
@@ -26,15 +26,21 @@ class Packets:
     Args:
         container: open file, at its start.
         stream: video stream in it.
-        hold: keep the packets, rather than only their time stamps.
+        open_again: opens the file a second time, or None to hold the packets in memory.
 
     Raises:
         av.error.FFmpegError: the file cannot be read.
     """
 
-    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream, *, hold: bool):
-        self._container, self._stream = container, stream
-        self._held: list[av.Packet] | None = [] if hold else None
+    def __init__(
+        self,
+        container: av.container.InputContainer,
+        stream: av.VideoStream,
+        *,
+        open_again: Callable[[], av.container.InputContainer] | None,
+    ):
+        self._format, self._stream, self._open = container.format.name, stream, open_again
+        self._held: list[av.Packet] | None = [] if open_again is None else None
         self.pts: list[int | None] = []
         self._dts: list[int | None] = []
         self._is_key: list[bool] = []
@@ -47,7 +53,7 @@ class Packets:
             self._dts.append(packet.dts)
             self._is_key.append(packet.is_keyframe)
             self._is_shown.append(not packet.is_discard and not _is_hidden(packet, stream))  # edit lists discard
-            if hold:
+            if self._held is not None:
                 self._held.append(packet)
             if not packet.is_corrupt:
                 num_whole = len(self.pts)
@@ -70,7 +76,7 @@ class Packets:
         context = self._stream.codec_context
         if None in self.pts or len(set(shown)) < len(shown):
             return False
-        if context.has_b_frames and self._container.format.name not in _FORMATS_WITH_TIMES:
+        if context.has_b_frames and self._format not in _FORMATS_WITH_TIMES:
             return False
         if context.name == "mpeg4" and self._smallest is not None and self._smallest <= _MAX_EMPTY_MPEG4:
             return False
@@ -93,18 +99,25 @@ class Packets:
         return self._read_again(start)
 
     def _read_again(self, start: int) -> Iterator[av.Packet]:
-        self._container.seek(self._container.start_time or 0, backward=True)
-        position = 0
-        if start > 0 and self._dts[start] is not None and self._dts.count(self._dts[start]) == 1:
-            self._container.seek(self._dts[start], stream=self._stream, backward=True)
-            first = next(packet for packet in self._container.demux(self._stream) if packet.size)
-            if first.dts in self._dts and self._dts.count(first.dts) == 1 and self._dts.index(first.dts) <= start:
-                position = self._dts.index(first.dts)
-                self._container.seek(self._dts[start], stream=self._stream, backward=True)
-            else:  # a format in which seeking is a guess
-                self._container.seek(self._container.start_time or 0, backward=True)
-        packets = (packet for packet in self._container.demux(self._stream) if packet.size)
-        return itertools.islice(packets, start - position, len(self) - position)
+        """Open the file anew and seek; where seeking does not lead to a packet that is known, read from its start."""
+        stamps = list(zip(self.pts, self._dts, strict=True))
+        for seek in (True, False) if start > 0 and self._dts[start] is not None else (False,):
+            with self._open() as container:
+                stream = container.streams[self._stream.index]
+                packets = (packet for packet in container.demux(stream) if packet.size)
+                position = 0
+                if seek:
+                    try:
+                        container.seek(self._dts[start], stream=stream, backward=True)
+                        first = next(packets)
+                    except (av.error.FFmpegError, StopIteration):
+                        continue
+                    stamp = (first.pts, first.dts)
+                    if stamps.count(stamp) != 1 or (position := stamps.index(stamp)) > start:
+                        continue
+                    packets = itertools.chain([first], packets)
+                yield from itertools.islice(packets, start - position, len(self) - position)
+                return
 
 
 def _is_hidden(packet: av.Packet, stream: av.VideoStream) -> bool:
