@@ -265,11 +265,11 @@ def _add_baked_modules(config: I2VConfig, backbone: Backbone) -> None:
 
 
 def _image_model(config: I2VConfig) -> nn.Module:
-    pooler = _pooler_argument(type(config.image_config), config.add_pooling_layer)
+    pooler = pooler_argument(type(config.image_config), config.add_pooling_layer)
     return AutoModel.from_config(config.image_config, **pooler)
 
 
-def _pooler_argument(config_class: type, add_pooling_layer: bool) -> dict:
+def pooler_argument(config_class: type, add_pooling_layer: bool) -> dict:
     """The argument by which ViT takes or leaves its pooler; {} for models that have no such choice."""
     takes_it = "add_pooling_layer" in MODEL_MAPPING[config_class].__init__.__code__.co_varnames
     return {"add_pooling_layer": add_pooling_layer} if takes_it else {}
@@ -281,7 +281,7 @@ def _pretrained_image_model(name: str, allow_random_base: bool, kwargs: dict) ->
     if config_class not in MODEL_MAPPING:
         raise ValueError(f"{name} holds a {config.model_type!r} model, which transformers has no image model for.")
     model_class = MODEL_MAPPING[config_class]
-    kwargs |= _pooler_argument(config_class, False)  # no part of the published heads, nor of many checkpoints
+    kwargs |= pooler_argument(config_class, False)  # no part of the published heads, nor of many checkpoints
     image_model, info = model_class.from_pretrained(
         name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
