@@ -3,18 +3,16 @@
 from typing import Literal
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
-    AutoModelForVideoClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.configuration_utils import SubConfigSpec
+from transformers.configuration_utils import SubConfigSpec, strict
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
 from .backbones import Backbone, find_backbone
@@ -295,8 +293,3 @@ def _pretrained_image_model(name: str, allow_random_base: bool, kwargs: dict) ->
             "allow_random_base=True if that is what you want."
         )
     return image_model
-
-
-AutoConfig.register("i2v", I2VConfig, exist_ok=True)
-AutoModel.register(I2VConfig, I2VModel, exist_ok=True)
-AutoModelForVideoClassification.register(I2VConfig, I2VForVideoClassification, exist_ok=True)
