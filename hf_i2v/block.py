@@ -23,6 +23,7 @@ from .config import SITES
 from .frames import continue_with, frames_in_flight
 from .methods.linear_adapter import MERGEABLE_SITES
 from .methods.stdha import TimeShift, TimeShiftConfig
+from .quantized import dequantized, is_quantized, warn_dequantized
 
 
 class Swapped:
@@ -119,6 +120,7 @@ class Sites(I2VLayer):
         self.time_offsets: dict[str, tuple[int, ...]] = {}
         self._unmerged_weights: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
         self._new_biases: dict[str, list[tuple[nn.Linear, str]]] = {}
+        self._quantized: dict[str, list[tuple[nn.Module, str, nn.Linear]]] = {}
 
     def at(self, site: str) -> Iterator[nn.Module]:
         """Modules to run at `site`, in order. Merged ones are in the weights already."""
@@ -150,15 +152,18 @@ class Sites(I2VLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Fold the linear adapters into the block's weights: on the input side W ← W·A, on the output side W ← A·W.
 
+        Quantised weights are dequantised first, with a warning.
+
         Raises:
             ValueError: with `safe_merge`, a weight would not be finite; or a projection can have no bias that the
                 adapter needs. The block is left as it was.
         """
         for name in check_adapters_to_merge(self, adapter_names):
-            merged, new_biases = {}, []
+            merged, new_biases, quantized = {}, [], []
             try:
                 for site, module in self._affine_modules(name):
                     A, a = module.affine()
+                    quantized += self.block.dequantize(site)
                     new_biases += self.block.add_missing_biases(site)
                     for linear in self.block.linears_at(site):
                         _fold_affine(linear, A, a, output_side=site.endswith("_out"), merged=merged)
@@ -168,8 +173,12 @@ class Sites(I2VLayer):
                     )
             except ValueError:
                 self.block.remove_biases(new_biases)
+                _put_back(quantized)
                 raise
+            if quantized:
+                warn_dequantized(f"Merging the adapter {name!r}", self.block.dtype)
             self._unmerged_weights[name] = [(parameter, parameter.data) for parameter in merged]
+            self._quantized[name] = quantized
             self._new_biases[name] = new_biases
             for parameter, value in merged.items():
                 parameter.data = value.to(parameter.dtype)
@@ -192,6 +201,12 @@ class Sites(I2VLayer):
             for parameter, value in self._unmerged_weights.pop(name):
                 parameter.data = value
             self.block.remove_biases(self._new_biases.pop(name))
+            _put_back(self._quantized.pop(name))
+
+
+def _put_back(modules: list[tuple[nn.Module, str, nn.Module]]) -> None:
+    for parent, name, module in modules:
+        setattr(parent, name, module)
 
 
 def _fold_affine(linear: nn.Linear, A: torch.Tensor, a: torch.Tensor, *, output_side: bool, merged: dict) -> None:
@@ -269,7 +284,7 @@ class VideoBlock(Swapped):
         for site in SITES:
             for method, module in getattr(self.sites, site)._modules.pop(adapter_name, nn.ModuleDict()).items():
                 if with_linear or not hasattr(module, "affine"):
-                    self.add_baked(site, method, module.to(next(self.parameters()).dtype).requires_grad_(False))
+                    self.add_baked(site, method, module.to(self.dtype).requires_grad_(False))
                     methods.add(method)
         return methods
 
@@ -282,6 +297,11 @@ class VideoBlock(Swapped):
         if method in self.baked[site]:
             raise ValueError(f"The model has a baked {method} at the site {site!r} already.")
         self.baked[site][method] = module
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the block's own computation; its projections may be quantised."""
+        return getattr(self, self.block_parts.norm1).weight.dtype
 
     def first_norm(self, x: torch.Tensor) -> torch.Tensor:
         """The norm before the attention."""
@@ -327,6 +347,15 @@ class VideoBlock(Swapped):
             setattr(config, flag, True)
             added.append((linear, flag))
         return added
+
+    def dequantize(self, site: str) -> list[tuple[nn.Module, str, nn.Linear]]:
+        """Make the quantised projections at `site` ordinary ones; returns what stood where."""
+        replaced = []
+        for module, name in self._linear_names(site):
+            if is_quantized(linear := getattr(module, name)):
+                replaced.append((module, name, linear))
+                setattr(module, name, dequantized(linear, self.dtype))
+        return replaced
 
     def remove_biases(self, added: list[tuple[nn.Linear, str]]) -> None:
         """Undo `add_missing_biases`."""

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from .backbones import Backbone, UnsupportedBackboneError
 from .block import I2VLayer, Swapped, VideoBlock, swap_in, swap_out, to_image_block, to_video_block
 from .frames import fold, frames_in_flight, pooling_in_flight, unfold, working_on
+from .quantized import is_quantized
 
 logger = logging.get_logger(__name__)
 
@@ -248,6 +249,8 @@ def check_block(backbone: Backbone) -> None:
     problem = None
     try:
         model.eval()
+        for module in filter(is_quantized, model.modules()):
+            module.train()  # bitsandbytes repacks 4-bit weights when it sees them in eval mode, and then cannot train
         with suppress(_FirstBlockDone):
             model(_blank_image(model))
         to_video_block(block, backbone.parts)
