@@ -11,15 +11,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModel
 
 from .composition import method_to_dict
 from .cost import count_macs, count_parameters
-from .modeling_i2v import I2VConfig, pooler_argument
+from .modeling_i2v import I2VConfig, hub_name, pooler_argument
 from .version import __version__
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -130,7 +128,7 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         repo_id=repo_id or "user/name",
         base_model=base_model or "the-image-model",
         num_frames=num_frames,
-        num_labels=config.num_labels,
+        num_labels=config.num_labels if isinstance(config, I2VConfig) else None,
         finish="merge_and_unload()" if set(methods) <= {"zeroi2v", "stdha", "linear_adapter"} else "bake()",
         results=_results(facts),
         view_protocol=one_line(facts.view_protocol or f"one clip of {num_frames} frames per video, one centre crop"),
@@ -163,17 +161,6 @@ def merge_error(model: PeftModel, pixel_values: torch.Tensor) -> tuple[nn.Module
         merged = model.base_model.bake()
     after = merged.eval()(pixel_values)[0]
     return merged, (after - before).abs().max().item()
-
-
-def hub_name(name: str | None) -> str | None:
-    """`name` if it can be a repository on the Hub, None for a local path (which no card may show)."""
-    if not name or os.path.exists(name) or not isinstance(name, str):
-        return None
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return None
-    return name
 
 
 def one_line(text: object) -> str:
