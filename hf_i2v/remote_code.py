@@ -141,7 +141,9 @@ class _Bundle:
 
     def take(self, module_name: str, name: str) -> None:
         """Add a definition and all that it needs."""
-        module = self.modules.setdefault(module_name, _Module(module_name))
+        if module_name not in self.modules:
+            self.modules[module_name] = _Module(module_name)
+        module = self.modules[module_name]
         if (module_name, name) in self.taken:
             return
         if name in STAND_INS:

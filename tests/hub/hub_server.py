@@ -51,7 +51,8 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.lfs: dict[str, bytes] = {}
         self.log: list[tuple[str, str]] = []  # (method, path)
-        self.fail_after_uploads: int | None = None  # LFS uploads until the connection is "lost"
+        self.breaks: dict[str, int] = {}  # repository → uploads that get through before its connection is lost, once
+        self.uploads_left: int | None = None
 
     @property
     def url(self) -> str:
@@ -133,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(403, "", f"You have no write access to {name}")
         if name in self.server.repositories:
             return self.answer(409, {"error": "You already created this model repo", **url})
-        self.server.repositories[name] = Repository(private=bool(request.get("private")))
+        self.server.repositories[name] = Repository(private=request.get("visibility") == "private")
         return self.answer(body=url)
 
     def info(self, name, revision, _):
@@ -185,6 +186,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def lfs_batch(self, name, body):
         request = json.loads(body)
+        self.server.uploads_left = self.server.breaks.pop(name, None)
         objects = []
         for wanted in request["objects"]:
             oid = wanted["oid"]
@@ -194,10 +196,10 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(body={"transfer": "basic", "objects": objects})
 
     def lfs_upload(self, oid, body):
-        if self.server.fail_after_uploads == 0:
+        if self.server.uploads_left == 0:
             return self.refuse(400, "", "connection lost")
-        if self.server.fail_after_uploads is not None:
-            self.server.fail_after_uploads -= 1
+        if self.server.uploads_left is not None:
+            self.server.uploads_left -= 1
         if hashlib.sha256(body).hexdigest() != oid:
             return self.refuse(400, "", "the content does not have this hash")
         self.server.lfs[oid] = body

@@ -55,7 +55,6 @@ checkpoint.mkdir()
 for i in range(3):
     save_file({"weight": torch.full((1000,), float(i))}, checkpoint / f"{i}.safetensors")
 uploads = CheckpointUploads("tester/run", private=True)
-(folder / "break").touch()
 started = uploads.start(checkpoint, "step 10")
 uploads.wait()
 print(json.dumps({"refused": refused, "started": started}))
