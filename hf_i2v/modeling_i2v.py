@@ -308,6 +308,8 @@ class I2VForVideoClassification(I2VPreTrainedModel):
             UnsupportedBackboneError: it is no vision transformer that can be adapted.
         """
         image_model = _pretrained_image_model(pretrained_model_name_or_path, allow_random_base, kwargs)
+        if id2label is not None and label2id is None:
+            label2id = {name: i for i, name in id2label.items()}
         labels = {"id2label": id2label, "label2id": label2id}
         labels = {key: value for key, value in labels.items() if value is not None}
         if id2label is None and num_labels is not None:
