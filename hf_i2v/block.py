@@ -109,22 +109,26 @@ class I2VLayer(nn.Module, BaseTunerLayer):
 class Sites(I2VLayer):
     """The tuner layer of a block: per site and adapter the modules of its methods, by method name."""
 
-    adapter_layer_names = SITES
+    adapter_layer_names = tuple(f"i2v_{site}" for site in SITES)  # with the tuner's prefix, as peft expects
     other_param_names = ("time_offsets",)
 
     def __init__(self, block: "VideoBlock", adapter_name: str):
         super().__init__(adapter_name)
         self.__dict__["block"] = block  # not a submodule
         for site in SITES:
-            setattr(self, site, nn.ModuleDict())
+            setattr(self, f"i2v_{site}", nn.ModuleDict())
         self.time_offsets: dict[str, tuple[int, ...]] = {}
         self._unmerged_weights: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
         self._new_biases: dict[str, list[tuple[nn.Linear, str]]] = {}
         self._quantized: dict[str, list[tuple[nn.Module, str, nn.Linear]]] = {}
 
+    def adapters_at(self, site: str) -> nn.ModuleDict:
+        """All adapters' modules at `site`, by adapter."""
+        return getattr(self, f"i2v_{site}")
+
     def at(self, site: str) -> Iterator[nn.Module]:
         """Modules to run at `site`, in order. Merged ones are in the weights already."""
-        adapters = getattr(self, site)
+        adapters = self.adapters_at(site)
         for name in self.working_adapters():
             if name in adapters and name not in self.merged_adapters:
                 yield from adapters[name].values()
@@ -134,8 +138,8 @@ class Sites(I2VLayer):
         return {
             method
             for site in SITES
-            if adapter_name in getattr(self, site)
-            for method, module in getattr(self, site)[adapter_name].items()
+            if adapter_name in self.adapters_at(site)
+            for method, module in self.adapters_at(site)[adapter_name].items()
             if hasattr(module, "affine") == mergeable
         }
 
@@ -168,9 +172,7 @@ class Sites(I2VLayer):
                     for linear in self.block.linears_at(site):
                         _fold_affine(linear, A, a, output_side=site.endswith("_out"), merged=merged)
                 if safe_merge and not all(torch.isfinite(value).all() for value in merged.values()):
-                    raise ValueError(
-                        f"NaNs or infinities detected in the merged weights. The adapter {name} seems to be broken"
-                    )
+                    raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
             except ValueError:
                 self.block.remove_biases(new_biases)
                 _put_back(quantized)
@@ -189,8 +191,8 @@ class Sites(I2VLayer):
         return [
             (site, module)
             for site in MERGEABLE_SITES
-            if adapter_name in getattr(self, site)
-            for module in getattr(self, site)[adapter_name].values()
+            if adapter_name in self.adapters_at(site)
+            for module in self.adapters_at(site)[adapter_name].values()
             if hasattr(module, "affine")
         ]
 
@@ -282,7 +284,7 @@ class VideoBlock(Swapped):
         """Move an adapter's modules (without those that were merged) among the model's own; returns their methods."""
         methods = set()
         for site in SITES:
-            for method, module in getattr(self.sites, site)._modules.pop(adapter_name, nn.ModuleDict()).items():
+            for method, module in self.sites.adapters_at(site)._modules.pop(adapter_name, nn.ModuleDict()).items():
                 if with_linear or not hasattr(module, "affine"):
                     self.add_baked(site, method, module.to(self.dtype).requires_grad_(False))
                     methods.add(method)

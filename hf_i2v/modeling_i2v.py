@@ -176,8 +176,9 @@ class I2VPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         broken = [
             name
-            for name, weight in model.state_dict().items()
-            if weight.is_floating_point() and not weight.is_meta and not torch.isfinite(weight).all()
+            for name, weight in model.named_parameters()
+            if type(weight.data) is torch.Tensor  # not quantised
+            and not (weight.is_meta or torch.isfinite(weight).all())
         ]
         if broken:
             raise ValueError(f"{pretrained_model_name_or_path} has NaN or infinite weights: {', '.join(broken[:5])}.")
@@ -188,6 +189,10 @@ class I2VPreTrainedModel(PreTrainedModel):
 
         write_card(self, working_dir, repo_id=repo_id)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The image model's patch embedding, whose output gradient checkpointing makes require a gradient."""
+        return find_backbone(self).model.get_input_embeddings()
 
     def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None):
         """Shift heads in time natively (STDHA, arXiv 2310.01324), so that any tuner of peft can ride on it.

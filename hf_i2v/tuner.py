@@ -80,7 +80,7 @@ class I2VTuner(BaseTuner):
         if config.pooling:
             backbone.clip_head.pooling[adapter_name] = config.pooling
         if branch is not None:
-            backbone.clip_head.branch[adapter_name] = _moved(branch, next(backbone.parameters()))
+            backbone.clip_head.i2v_branch[adapter_name] = _moved(branch, next(backbone.parameters()))
         backbone.clip_head.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
@@ -94,7 +94,7 @@ class I2VTuner(BaseTuner):
             block.sites = Sites(block, adapter_name)
         place = next(block.parameters())
         for site, method, module in config.block_modules(self._backbone, layer):
-            adapters = getattr(block.sites, site)
+            adapters = block.sites.adapters_at(site)
             if adapter_name not in adapters:
                 adapters[adapter_name] = nn.ModuleDict()
             adapters[adapter_name][method] = _moved(module, place)
@@ -106,14 +106,14 @@ class I2VTuner(BaseTuner):
         if "temporal" not in embeddings._modules:
             embeddings.temporal = TemporalEmbedding(adapter_name)
         zeros_TD = torch.zeros(config.num_frames, self._backbone.hidden_size)
-        adapters = embeddings.temporal.temporal_embedding
+        adapters = embeddings.temporal.i2v_embedding
         adapters[adapter_name] = nn.Parameter(_moved(zeros_TD, next(embeddings.parameters())))
         adapters[adapter_name].requires_grad_(adapter_name in self.active_adapters)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """`…sites.<site>.<adapter>.<method>.down.weight`: here the adapter's name does not stand at the end."""
-        places = rf"(\.sites\.(?:{'|'.join(SITES)})|\.clip_head\.branch)\.{re.escape(adapter_name)}\."
+        """`…sites.i2v_<site>.<adapter>.<method>.down.weight`: here the adapter's name does not stand at the end."""
+        places = rf"(\.sites\.i2v_(?:{'|'.join(SITES)})|\.clip_head\.i2v_branch)\.{re.escape(adapter_name)}\."
         without, found = re.subn(places, r"\1.", key)
         return without if found else super()._remove_adapter_name_from_key(key, adapter_name)
 
@@ -122,7 +122,7 @@ class I2VTuner(BaseTuner):
         for name in adapter_names or self.active_adapters:
             stuck = {m for sites in self._sites() for m in sites.methods_of(name, mergeable=False)}
             head = self._backbone.model._modules.get("clip_head")
-            if head is not None and name in head.branch:
+            if head is not None and name in head.i2v_branch:
                 stuck.add(self.peft_config[name].method_name)
             if stuck:
                 raise ValueError(
@@ -184,8 +184,8 @@ class I2VTuner(BaseTuner):
                     block.sites.merge()
                 kept |= block.bake(name, with_linear=not merge_linear)
         head = backbone.model._modules.get("clip_head")
-        if head is not None and name in head.branch:
-            backbone.model.baked_branch = head.branch[name].requires_grad_(False)
+        if head is not None and name in head.i2v_branch:
+            backbone.model.baked_branch = head.i2v_branch[name].requires_grad_(False)
             kept.add(config.method_name)
         kept_parts = [part for part in config.parts() if part.method_name in kept]
         backbone.model.baked_methods = [*backbone.model.baked_methods, *map(method_to_dict, kept_parts)]
