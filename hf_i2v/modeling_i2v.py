@@ -41,6 +41,7 @@ SIZE_LIMITS = {  # far above any model that is known
     "num_channels": 1024,
     "num_register_tokens": 4096,
 }
+MAX_PARAMETERS = 100_000_000_000
 
 
 def check_limit(name: str, value, limit: int) -> None:
@@ -48,6 +49,17 @@ def check_limit(name: str, value, limit: int) -> None:
     for size in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(size, (int, float)) and not -limit <= size <= limit:
             raise ValueError(f"{name} ({size}) is refused: at most {limit} is believable.")
+
+
+def check_finite(tensors: dict[str, torch.Tensor], source) -> None:
+    """Raise ValueError if a weight is NaN or infinite. Quantised ones and those without memory are not looked at."""
+    broken = [
+        name
+        for name, tensor in tensors.items()
+        if type(tensor.data) is torch.Tensor and not (tensor.is_meta or torch.isfinite(tensor).all())
+    ]
+    if broken:
+        raise ValueError(f"{source} is refused: NaN or infinite values in {len(broken)} weights, {broken[:3]} …")
 
 
 @strict
@@ -87,6 +99,7 @@ class I2VConfig(PreTrainedConfig):
             kwargs.pop("custom_pipelines", None)
         if isinstance(self.image_config, PreTrainedConfig):  # keep the kernel that the image model was loaded with
             kwargs.setdefault("attn_implementation", self.image_config._attn_implementation)
+        check_limit("num_labels", kwargs.get("num_labels"), SIZE_LIMITS["num_labels"])  # each gets a name right away
         super().__post_init__(**kwargs)
         self.image_config.name_or_path = ""  # a path of the machine it was made on
 
@@ -101,7 +114,7 @@ class I2VConfig(PreTrainedConfig):
             check_limit(f"image_config.{name}", getattr(self.image_config, name, None), limit)
         for method in self.baked or []:
             for name, value in method.items():
-                check_limit(f"baked {name}", value, SIZE_LIMITS["hidden_size"])
+                check_limit(f"baked {name}", value, 64 if name.endswith("_ratio") else SIZE_LIMITS["hidden_size"])
 
     def validate_labels(self):
         """A label is shown, and may be used to name a file: it must be a plain line of text, and no path out."""
@@ -174,14 +187,7 @@ class I2VPreTrainedModel(PreTrainedModel):
         kwargs["use_safetensors"] = use_safetensors
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        broken = [
-            name
-            for name, weight in model.named_parameters()
-            if type(weight.data) is torch.Tensor  # not quantised
-            and not (weight.is_meta or torch.isfinite(weight).all())
-        ]
-        if broken:
-            raise ValueError(f"{pretrained_model_name_or_path} has NaN or infinite weights: {', '.join(broken[:5])}.")
+        check_finite(dict(model.named_parameters()), pretrained_model_name_or_path)
         return loaded
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
@@ -247,6 +253,7 @@ class I2VModel(I2VPreTrainedModel):
             backbone.embeddings.temporal_embedding = nn.Parameter(torch.zeros(config.num_frames, backbone.hidden_size))
         if not self.image_model.baked_methods:
             _add_baked_modules(config, backbone)
+        check_limit("number of parameters", sum(p.numel() for p in self.parameters()), MAX_PARAMETERS)
         self._no_split_modules = list(getattr(self.image_model, "_no_split_modules", None) or [])
         self.post_init()
 
