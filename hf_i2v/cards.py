@@ -32,9 +32,9 @@ PAPERS = {
 }
 LIMITS = """\
 It names what happens in a short, trimmed video, as one of the classes it was trained on; it always names one, also for
-a video that shows none of them. It sees {frames} frames, spread evenly over the whole video: what happens between them
-is not seen, and a long video with a short action is seen too thinly. It has the biases of its image model and of the
-videos it was trained on. Not meant for identifying or judging people."""
+a video that shows none of them. It sees {frames} frames at a time: what happens between them is not seen, and a short
+action in a long video may be missed. It has the biases of its image model and of the videos it was trained on. Not
+meant for identifying or judging people."""
 
 
 @dataclass
@@ -53,6 +53,7 @@ class CardFacts:
         merge_error: largest difference of a logit before and after merging, see `merge_error`.
         arguments: further resolved settings; local paths among them are left out.
         license: of the weights. None: what the base model's licence says.
+        recipe: the file, for the card of a recipe that was not run.
         measure_latency: time a forward pass of this model and of the plain image model.
     """
 
@@ -71,7 +72,7 @@ class CardFacts:
     arguments: dict = field(default_factory=dict)
     license: str | None = None
     measure_latency: bool = False
-    recipe: bool = False
+    recipe: str | None = None
 
 
 def write_card(
@@ -100,6 +101,7 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
     )
     name = " + ".join(PAPERS[m][0] for m in methods if m in PAPERS) or "Video model"
     base_model = hub_name(getattr(config, "base_model", None) or config.name_or_path)
+    mergeable = set(methods) <= {"zeroi2v", "stdha", "linear_adapter"}
     relation = "adapter" if adapter is not None else "finetune"
     title = (repo_id or f"{name} on {base_model or config.model_type}").split("/", 1)[-1 if repo_id else 0]
 
@@ -129,7 +131,10 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         base_model=base_model or "the-image-model",
         num_frames=num_frames,
         num_labels=config.num_labels if isinstance(config, I2VConfig) else None,
-        finish="merge_and_unload()" if set(methods) <= {"zeroi2v", "stdha", "linear_adapter"} else "bake()",
+        finish="merge_and_unload()" if mergeable else "bake()",
+        finished_cost=" and needs no more MACs than the plain image model, but for the classifier"
+        if mergeable
+        else "",
         results=_results(facts),
         view_protocol=one_line(facts.view_protocol or f"one clip of {num_frames} frames per video, one centre crop"),
         cost=_costs(model, config, num_frames, facts),
