@@ -132,9 +132,7 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         num_frames=num_frames,
         num_labels=config.num_labels if isinstance(config, I2VConfig) else None,
         finish="merge_and_unload()" if mergeable else "bake()",
-        finished_cost=" and needs no more MACs than the plain image model, but for the classifier"
-        if mergeable
-        else "",
+        finished_cost=" and needs the MACs of the plain image model and of the classifier" if mergeable else "",
         results=_results(facts),
         view_protocol=one_line(facts.view_protocol or f"one clip of {num_frames} frames per video, one centre crop"),
         cost=_costs(model, config, num_frames, facts),
