@@ -10,73 +10,19 @@ names, hooks, output capturing and gradient checkpointing stay what they were.
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 
 import torch
-from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from .backbones import BlockParts, UnsupportedBackboneError, without_peft
+from .activation import lean_activations, own_activations
+from .backbones import BlockParts, without_peft
 from .config import SITES
 from .frames import continue_with, frames_in_flight
 from .methods.linear_adapter import MERGEABLE_SITES
 from .methods.stdha import TimeShift, TimeShiftConfig
 from .quantized import dequantized, is_quantized, warn_dequantized
-
-
-class Swapped:
-    """A module whose class was swapped for one that derives from `Swapped` and its own. Can be copied and pickled."""
-
-    def __reduce_ex__(self, protocol):
-        return _rebuild, (*type(self).__bases__,), self.__dict__
-
-
-def swap_in(module: nn.Module, mixin: type) -> None:
-    """Let `mixin` come before the module's own class.
-
-    Raises:
-        UnsupportedBackboneError: the module's forward was replaced on the instance, which would hide the new one.
-    """
-    with _without_hook(module):
-        if "forward" in module.__dict__:
-            raise UnsupportedBackboneError(
-                f"The forward of a {type(module).__name__} was replaced by hand ({module.forward}); undo that first."
-            )
-        module.__class__ = _mixed(mixin, type(module))
-
-
-def swap_out(module: nn.Module) -> None:
-    """Give a swapped module its own class back."""
-    with _without_hook(module):
-        module.__class__ = type(module).__bases__[1]
-
-
-@contextmanager
-def _without_hook(module: nn.Module):
-    """accelerate's hooks (`device_map`) wrap the forward that the module had when they came: let them come again."""
-    hook = getattr(module, "_hf_hook", None)
-    if hook is not None:
-        remove_hook_from_module(module)
-        module.__dict__.pop("forward", None)  # it leaves the bound method of the old class there
-    try:
-        yield
-    finally:
-        if hook is not None:
-            add_hook_to_module(module, hook)
-
-
-@cache
-def _mixed(mixin: type, cls: type) -> type:
-    # same name: wrap policies, device maps and transformers' registries know a block by it
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (mixin, cls), names)
-
-
-def _rebuild(mixin: type, cls: type) -> nn.Module:
-    mixed = _mixed(mixin, cls)
-    return mixed.__new__(mixed)
+from .swapped import Swapped, swap_in, swap_out
 
 
 class I2VLayer(nn.Module, BaseTunerLayer):
@@ -388,11 +334,13 @@ def to_video_block(block: nn.Module, parts: BlockParts, time_offsets: tuple[int,
     attention = getattr(block, parts.attention)
     block.rotary = "position_embeddings" in inspect.signature(attention.forward).parameters
     attention.config = TimeShiftConfig(attention)
+    lean_activations(getattr(block, parts.mlp))
 
 
 def to_image_block(block: VideoBlock) -> None:
     """Undo `to_video_block`."""
     attention = getattr(block, block.block_parts.attention)
     attention.config = attention.config.wrapped
+    own_activations(getattr(block, block.block_parts.mlp))
     del block.block_parts, block.time_offsets, block.rotary
     swap_out(block)

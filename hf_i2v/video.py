@@ -9,9 +9,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
 from .backbones import Backbone, UnsupportedBackboneError
-from .block import I2VLayer, Swapped, VideoBlock, swap_in, swap_out, to_image_block, to_video_block
+from .block import I2VLayer, VideoBlock, to_image_block, to_video_block
 from .frames import fold, frames_in_flight, pooling_in_flight, unfold, working_on
 from .quantized import is_quantized
+from .swapped import Swapped, swap_in, swap_out
 
 logger = logging.get_logger(__name__)
 
