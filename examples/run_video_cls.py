@@ -39,6 +39,7 @@ from transformers import SchedulerType, get_scheduler
 
 from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification, I2VTunerConfig
 from hf_i2v.architectures import image_config
+from hf_i2v.cards import CardFacts, write_card
 from hf_i2v.checkpoints import CheckpointFolder, configuration_differences, write_atomically
 from hf_i2v.cost import cost
 from hf_i2v.data import (
@@ -52,6 +53,7 @@ from hf_i2v.data import (
     videos_from_args,
 )
 from hf_i2v.evaluation import confusion_matrix, draw_confusion_matrix, predict, write_predictions
+from hf_i2v.hub import CheckpointUploads, push_folder
 from hf_i2v.meter import Meter
 from hf_i2v.training_state import ExponentialMovingAverage, TrainingState, frozen_fingerprint, trained_parameters
 
@@ -62,6 +64,7 @@ MAY_CHANGE = {
     *("dataloader_num_workers", "per_device_train_batch_size", "per_device_eval_batch_size"),
     *("gradient_accumulation_steps", "num_train_epochs", "checkpointing_steps", "checkpoints_total_limit"),
     *("resume_from_checkpoint", "eval_steps", "logging_steps", "with_tracking", "report_to", "dry_run"),
+    *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo"),
 }
 RESULTS = ("run.json", "adapter", "model", "all_results.json")
 
@@ -134,6 +137,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--logging_steps", type=int, default=10)
     add("--with_tracking", **switch, help="log to --report_to")
     add("--report_to", default="tensorboard", help="any tracker of accelerate, or all")
+    add("--push_to_hub", **switch, help="upload checkpoints while training, and the result with its card")
+    add("--hub_model_id", help="user/name on the Hub; default: the name of --output_dir")
+    add("--hub_token", help="default: that of `hf auth login`")
+    add("--hub_private_repo", **switch, help="if the repository is new")
 
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", type=Path)
@@ -365,10 +372,12 @@ def claim(output_dir: Path, configuration: dict) -> None:
     write_atomically(record, json.dumps(configuration, indent=2) + "\n")
 
 
-def save_checkpoint(accelerator: Accelerator, checkpoints: CheckpointFolder, state: TrainingState, step: int) -> None:
+def save_checkpoint(accelerator, checkpoints, state: TrainingState, step: int, uploads: CheckpointUploads | None):
     weights, values = state.collect()
     if accelerator.is_main_process:
-        checkpoints.save(step, weights, values)
+        path = checkpoints.save(step, weights, values)
+        if uploads:
+            uploads.start(path, f"step {step}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -432,6 +441,11 @@ def main(argv: list[str] | None = None) -> None:
         f"{batch_size} clips per step, {max_train_steps} steps"
     )
 
+    uploads = None
+    if args.push_to_hub and accelerator.is_main_process:
+        repository = args.hub_model_id or args.output_dir.absolute().name
+        uploads = CheckpointUploads(repository, private=args.hub_private_repo, token=args.hub_token)
+
     def evaluate():
         with ema.applied() if ema else contextlib.nullcontext():
             predictions = predict(accelerator, model, eval_loader, args.per_device_eval_batch_size)
@@ -474,7 +488,7 @@ def main(argv: list[str] | None = None) -> None:
             if every != "no" and (
                 step == max_train_steps or (epoch_done if every == "epoch" else step % int(every) == 0)
             ):
-                save_checkpoint(accelerator, checkpoints, state, step)
+                save_checkpoint(accelerator, checkpoints, state, step, uploads)
             if args.eval_steps and step % args.eval_steps == 0 and step < max_train_steps:
                 evaluate()
             if step == max_train_steps:
@@ -490,7 +504,13 @@ def main(argv: list[str] | None = None) -> None:
         preprocessing.image_processor().save_pretrained(folder)
         resolved = configuration | {"model_name_or_path": base_name(args.model_name_or_path)}
         (folder / "training_config.yaml").write_text(yaml.safe_dump(resolved))
-        write_results(args, predictions, eval_loader, names, {"step": step, **dataclasses.asdict(model_cost)})
+        results = {"step": step, **dataclasses.asdict(model_cost)}
+        write_results(args, predictions, eval_loader, names, results)
+        if uploads:
+            uploads.wait()
+            facts = card_facts(args, predictions, train_loader, eval_loader, resolved)
+            write_card(accelerator.unwrap_model(model), folder, facts, uploads.repo_id)
+            push_folder(folder, uploads.repo_id, token=args.hub_token)
     accelerator.wait_for_everyone()  # the first process still writes
     accelerator.end_training()
 
@@ -507,6 +527,23 @@ def write_results(args, predictions, eval_loader: ClipLoader, names: list[str], 
     metrics = {f"eval_{key}": value for key, value in predictions.metrics().items()}
     results = {"tuner": args.tuner, **metrics, "eval_failures": len(videos) - metrics["eval_num_videos"], **facts}
     write_atomically(args.output_dir / "all_results.json", json.dumps(results, indent=2) + "\n")
+
+
+def card_facts(args, predictions, train_loader: ClipLoader, eval_loader: ClipLoader, resolved: dict) -> CardFacts:
+    """What the card says about this training."""
+    metrics = predictions.metrics()
+    num_eval_videos = len(eval_loader.clips)
+    return CardFacts(
+        method=args.tuner,
+        dataset=args.dataset_name and base_name(args.dataset_name),
+        fingerprint=eval_loader.clips.fingerprint(),
+        num_train_videos=len(train_loader.clips),
+        num_eval_videos=num_eval_videos,
+        failures=num_eval_videos - metrics.pop("num_videos") + len(train_loader.failures),
+        metrics=metrics,
+        view_protocol=f"{args.eval_views} (clips x crops) of {args.num_frames} frames",
+        arguments={key: value for key, value in resolved.items() if key != "labels"},
+    )
 
 
 def plain(value):
