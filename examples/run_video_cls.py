@@ -39,7 +39,7 @@ from transformers import SchedulerType, get_scheduler
 
 from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification, I2VTunerConfig
 from hf_i2v.architectures import image_config
-from hf_i2v.cards import CardFacts, write_card
+from hf_i2v.cards import CardFacts, dataset_fingerprint, write_card
 from hf_i2v.checkpoints import CheckpointFolder, configuration_differences, write_atomically
 from hf_i2v.cost import cost
 from hf_i2v.data import (
@@ -243,7 +243,8 @@ def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.O
     groups = {}
     for name, parameter in trained_parameters(model).items():
         rate = args.head_learning_rate if args.head_learning_rate and "classifier" in name else args.learning_rate
-        decay = 0.0 if parameter.ndim < 2 or "temporal_embedding" in name else args.weight_decay
+        is_embedding = re.search(r"\.temporal\.|temporal_embedding|position_embedding|class_embedding|cls_token", name)
+        decay = 0.0 if parameter.ndim < 2 or is_embedding else args.weight_decay
         groups.setdefault((rate, decay), []).append(parameter)
     groups = [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.adam_beta2))
@@ -500,7 +501,10 @@ def main(argv: list[str] | None = None) -> None:
         weights = accelerator.get_state_dict(model)  # gathered where it is sharded
     if accelerator.is_main_process:
         folder = args.output_dir / ("model" if args.tuner in ("linear_probe", "full") else "adapter")
-        accelerator.unwrap_model(model).save_pretrained(folder, state_dict=weights)
+        trained = accelerator.unwrap_model(model)
+        if uploads and isinstance(trained, PeftModel):  # a place of this machine says nothing to others
+            trained.peft_config["default"].base_model_name_or_path = base_name(args.model_name_or_path)
+        trained.save_pretrained(folder, state_dict=weights)
         preprocessing.image_processor().save_pretrained(folder)
         resolved = configuration | {"model_name_or_path": base_name(args.model_name_or_path)}
         (folder / "training_config.yaml").write_text(yaml.safe_dump(resolved))
@@ -509,7 +513,7 @@ def main(argv: list[str] | None = None) -> None:
         if uploads:
             uploads.wait()
             facts = card_facts(args, predictions, train_loader, eval_loader, resolved)
-            write_card(accelerator.unwrap_model(model), folder, facts, uploads.repo_id)
+            write_card(trained, folder, facts, uploads.repo_id)
             push_folder(folder, uploads.repo_id, token=args.hub_token)
     accelerator.wait_for_everyone()  # the first process still writes
     accelerator.end_training()
@@ -533,11 +537,13 @@ def card_facts(args, predictions, train_loader: ClipLoader, eval_loader: ClipLoa
     """What the card says about this training."""
     metrics = predictions.metrics()
     num_eval_videos = len(eval_loader.clips)
+    files = [train_loader.clips.name(i) for i in range(len(train_loader.clips))]
+    are_files = all(Path(file).is_file() for file in files)
     return CardFacts(
         method=args.tuner,
         dataset=args.dataset_name and base_name(args.dataset_name),
-        fingerprint=eval_loader.clips.fingerprint(),
-        num_train_videos=len(train_loader.clips),
+        fingerprint=dataset_fingerprint(files, os.path.commonpath(files)) if are_files else None,
+        num_train_videos=len(files),
         num_eval_videos=num_eval_videos,
         failures=num_eval_videos - metrics.pop("num_videos") + len(train_loader.failures),
         metrics=metrics,

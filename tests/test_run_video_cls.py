@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_image_model
-from training import command_line, load_script, write_video, write_video_folders
+from training import ROOT, command_line, load_script, write_video, write_video_folders
 
 from hf_i2v import I2VForVideoClassification
 
@@ -120,8 +120,9 @@ def test_optimiser_groups(script, arguments):
     }
     assert all("classifier" in name for name in groups[(0.5, 0.1)] | groups[(0.5, 0.0)])
     assert all(name.endswith("weight") for name in groups[(1e-3, 0.1)])
-    assert any("temporal_embedding" in name for name in groups[(1e-3, 0.0)])
-    assert all("temporal_embedding" in n or "bias" in n or "norm" in n for n in groups[(1e-3, 0.0)])
+    assert any(".temporal." in name for name in groups[(1e-3, 0.0)])
+    assert not any(".temporal." in name for name in groups[(1e-3, 0.1)])
+    assert all(".temporal." in n or "bias" in n or "norm" in n for n in groups[(1e-3, 0.0)])
     assert sum(map(len, groups.values())) == sum(p.requires_grad for p in model.parameters())
 
 
@@ -149,6 +150,27 @@ def test_few_shot_is_seeded(script, place):
     assert set(drawn(2, 0)) < set(drawn(4, 0))  # more shots add to fewer
     with pytest.raises(ValueError, match="--shots_per_class 8: the class 'dark' has 6 videos"):
         drawn(8, 0)
+
+
+def test_push_to_hub(script, arguments, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "hub"))
+    from hub_server import TOKEN, HubServer
+
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with HubServer() as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        options = {"push_to_hub": True, "hub_model_id": "tester/digits", "hub_token": TOKEN, "checkpointing_steps": 2}
+        script.main(command_line(arguments | options))
+        files = server.repositories["tester/digits"].files
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= files.keys()
+    assert "last-checkpoint/weights.safetensors" in files
+    card = files["README.md"].decode()
+    assert "1x1 (clips x crops) of 4 frames" in card and "videos to train on: 12" in card
+    everything = b"".join(content for name, content in files.items() if not name.endswith(".safetensors"))
+    for secret in (TOKEN, str(tmp_path), str(arguments["model_name_or_path"])):
+        assert secret.encode() not in everything
+    assert not [p for p in (tmp_path / "run").rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
 
 
 # ----------------------------------------------------------------------------------------------- refusals
