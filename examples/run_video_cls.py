@@ -25,6 +25,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     GradientAccumulationPlugin,
     ProjectConfiguration,
     broadcast_object_list,
@@ -341,6 +342,16 @@ def batch_loss(args: argparse.Namespace, model: nn.Module, batch: dict[str, torc
     return (loss_B * ~batch["is_padding"]).mean()
 
 
+def check_distribution(accelerator: Accelerator, args: argparse.Namespace) -> None:
+    """Refuse what accelerate would pass over without a word."""
+    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate sees only one")
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != DistributedType.FSDP:
+        raise RuntimeError("accelerate is configured for FSDP, but uses it on several GPUs only; use ddp.yaml here")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and args.checkpointing_steps != "no":
+        raise RuntimeError("checkpoints do not cover DeepSpeed's shards: use --checkpointing_steps no, or FSDP")
+
+
 def resume(args, accelerator: Accelerator, checkpoints: CheckpointFolder, state: TrainingState) -> int:
     """Take the output folder for this run, and go on from its last checkpoint if there is one."""
     checkpoint = None
@@ -400,8 +411,7 @@ def main(argv: list[str] | None = None) -> None:
             DistributedDataParallelKwargs(find_unused_parameters=args.tuner == "full" or "st_adapter" in args.tuner)
         ],
     )
-    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
-        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate sees only one")
+    check_distribution(accelerator, args)
     set_seed(args.seed)
 
     # data

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -59,12 +61,21 @@ def one_process(place, arguments) -> Path:
     return output_dir
 
 
-def launch(launcher: list[str], arguments: dict, **environment) -> subprocess.CompletedProcess:
-    command = [str(Path(sys.executable).with_name(launcher[0])), *launcher[1:]]
-    command += [str(EXAMPLES / "run_video_cls.py"), *command_line(arguments)]
+def launch(launcher: list[str], arguments: dict, script: Path = EXAMPLES / "run_video_cls.py"):
+    """Start the script with a program that stands beside this Python, on the CPU."""
+    command = [str(Path(sys.executable).with_name(launcher[0])), *launcher[1:], str(script), *command_line(arguments)]
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment}
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def accelerate_launch(config: str) -> list[str]:
+    """With one of our configs, but 2 processes and no mixed precision, on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"config_file": CONFIGS / f"{config}.yaml", "num_processes": 2, "mixed_precision": "no"}
+    return ["accelerate", "launch", *command_line(options | {"main_process_port": port})]
 
 
 def losses(output_dir: Path) -> list[float]:
@@ -80,17 +91,7 @@ def scores(output_dir: Path) -> dict[str, float]:
     return {row["video"]: float(row["score1"]) for row in rows}
 
 
-@pytest.mark.parametrize("config", ["ddp", "fsdp2"])
-def test_two_processes_equal_one(place, arguments, one_process, config):
-    output_dir = place / config
-    run = launch(
-        ["accelerate", "launch", "--config_file", str(CONFIGS / f"{config}.yaml"), "--num_processes", "2"]
-        + ["--mixed_precision", "no"],
-        arguments | {"output_dir": output_dir, "per_device_train_batch_size": 2},
-        ACCELERATE_USE_CPU="true",
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "4 clips per step" in run.stdout and run.stdout.count("top-1") == 1
+def assert_equals(output_dir: Path, one_process: Path) -> None:
     assert losses(output_dir) == pytest.approx(losses(one_process), abs=1e-5)
     assert scores(output_dir) == pytest.approx(scores(one_process), abs=2e-4)
     assert json.loads((output_dir / "all_results.json").read_text())["eval_num_videos"] == 5
@@ -99,21 +100,42 @@ def test_two_processes_equal_one(place, arguments, one_process, config):
         assert mine.keys() == other.keys()
         assert all(torch.allclose(mine[key], other[key], atol=1e-4) for key in mine)
 
-    # a checkpoint of two processes, sharded or not, carries a run on one
-    moved = place / f"{config}-moved"
-    argv = command_line(
-        arguments
-        | {
-            "output_dir": moved,
-            "per_device_train_batch_size": 4,
-            "resume_from_checkpoint": output_dir / "checkpoint-3",
-        }
-    )
-    log = place / f"{config}.log"
+
+def test_ddp_equals_one_process(place, arguments, one_process):
+    output_dir = place / "ddp"
+    run = launch(accelerate_launch("ddp"), arguments | {"output_dir": output_dir, "per_device_train_batch_size": 2})
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "4 clips per step" in run.stdout and run.stdout.count("top-1") == 1
+    assert_equals(output_dir, one_process)
+
+    # its checkpoint carries the run on in one process
+    moved = {"output_dir": place / "moved", "resume_from_checkpoint": output_dir / "checkpoint-3"}
+    log = place / "moved.log"
+    argv = command_line(arguments | moved | {"per_device_train_batch_size": 4})
     _, status = os.waitpid(start_forked(argv, log), 0)
-    assert status == 0, log.read_text()[-3000:]
-    assert "going on after step 3" in log.read_text()
-    assert losses(moved) == pytest.approx(losses(one_process)[3:], abs=1e-5)
+    assert status == 0 and "going on after step 3" in log.read_text(), log.read_text()[-3000:]
+    assert losses(place / "moved") == pytest.approx(losses(one_process)[3:], abs=1e-5)
+
+
+def test_fsdp_equals_one_process(place, arguments, one_process):
+    """Frozen and trained weights sharded together, block by block; and from a checkpoint of another
+    number of processes."""
+    script = ROOT / "tests" / "fsdp_on_cpu.py"
+    sharded = arguments | {"per_device_train_batch_size": 2}
+    run = launch(accelerate_launch("fsdp2"), sharded | {"output_dir": place / "fsdp"}, script)
+    assert run.returncode == 0, run.stderr[-3000:]
+    parameters, units = map(
+        int, re.search(r"^(\d+) of \1 parameters sharded, (\d+) units, 0.5", run.stdout, re.M).groups()
+    )
+    assert parameters > 100 and units >= 4  # three blocks and the rest
+    assert_equals(place / "fsdp", one_process)
+
+    moved = {"output_dir": place / "fsdp-moved", "resume_from_checkpoint": one_process / "checkpoint-3"}
+    run = launch(accelerate_launch("fsdp2"), sharded | moved, script)
+    assert run.returncode == 0 and "going on after step 3" in run.stdout, run.stderr[-3000:]
+    assert losses(place / "fsdp-moved") == pytest.approx(losses(one_process)[3:], abs=1e-5)
+    mine, other = (load_file(p / "checkpoint-5/weights.safetensors") for p in (place / "fsdp-moved", one_process))
+    assert all(torch.allclose(mine[key], other[key], atol=1e-4) for key in other)
 
 
 def test_all_stop_when_one_fails(place, arguments):
@@ -122,7 +144,7 @@ def test_all_stop_when_one_fails(place, arguments):
     (folder / "train/dark/0.mp4").write_bytes(b"no video")
     videos = {"train_dir": folder / "train", "validation_dir": folder / "validation", "on_bad_video": "error"}
     run = launch(
-        ["torchrun", "--nproc_per_node", "2"],
+        ["torchrun", "--standalone", "--nproc_per_node", "2"],
         arguments | videos | {"output_dir": place / "stopped", "per_device_train_batch_size": 2},
     )
     assert run.returncode != 0
