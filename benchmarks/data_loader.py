@@ -6,7 +6,7 @@ the random resized crop against Pillow.
     python benchmarks/data_loader.py --folder /tmp/videos --st_adapter st-adapter
 
 Clips are 8 frames of 224x224, uniformly sampled at random, cropped (bicubic), flipped and normalised, of 200 files
-of 320x240. The decord loader uses the repository's own crop. Rounds are interleaved in a rotating order; the ratios are of
+of 320x240. The decord loader uses the repository's own crop. Rounds are interleaved in a rotating order; ratios are of
 medians. Writes `data_loader.csv` beside this script. torchvision, of which that class imports more than these
 transforms need, is replaced by an empty module where it is not installed.
 """

@@ -14,7 +14,7 @@ import torch
 from datasets import ClassLabel, Dataset, IterableDataset
 
 from .decode import VideoDecodeError
-from .references import open_video, version
+from .references import Backend, open_video, version
 from .sampling import ShortVideoPolicy, dense_indices, uniform_clips, uniform_indices
 from .transforms import Compose, RandomHorizontalFlip, Transform
 
@@ -43,6 +43,7 @@ class VideoClips(torch.utils.data.Dataset):
         num_clips: clips per video, for testing.
         flip_labels: pairs of class names that a horizontal flip swaps, e.g. {"Pushing left": "Pushing right"}. Without
             it, where names have the words left or right, clips are not flipped, and a warning says so.
+        backend: who decodes: "pyav", or "torchcodec" where that is installed.
 
     Raises:
         ValueError: several clips for training; `flip_labels` with unknown names, or without some name that has left
@@ -61,6 +62,7 @@ class VideoClips(torch.utils.data.Dataset):
         frame_stride: int | None = None,
         num_clips: int = 1,
         flip_labels: Mapping[str, str] | None = None,
+        backend: Backend = "pyav",
     ):
         if train and num_clips > 1:
             raise ValueError(f"num_clips ({num_clips}) must be 1 for training, where each epoch takes another clip")
@@ -80,6 +82,7 @@ class VideoClips(torch.utils.data.Dataset):
         self.policy = policy
         self.frame_stride = frame_stride
         self.num_clips = num_clips
+        self.backend = backend
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
         self._said_identical = False
 
@@ -98,7 +101,7 @@ class VideoClips(torch.utils.data.Dataset):
         """
         if self.train:
             raise ValueError("clips for training are random; make VideoClips(..., train=False) for fixed ones")
-        sampling = (self.num_frames, self.policy, self.frame_stride, self.num_clips, self.transform)
+        sampling = (self.num_frames, self.policy, self.frame_stride, self.num_clips, self.backend, self.transform)
         digest = hashlib.sha256(repr(sampling).encode())
         for row in self.dataset:
             digest.update(repr((version(row), row.get("start"), row.get("end"), row["label"])).encode())
@@ -118,7 +121,7 @@ class VideoClips(torch.utils.data.Dataset):
         """
         row = self.dataset[index]
         generator = seeded_generator(self.seed, epoch, index) if self.train else None
-        with open_video(row) as reader:
+        with open_video(row, self.backend) as reader:
             first, num_video_frames = 0, reader.num_frames
             if row.get("start") is not None or row.get("end") is not None:
                 first, num_video_frames = _frames_between(reader, row["start"], row["end"])
