@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart test test-quantization lint clean
 
 install: $(INSTALLED)
 
@@ -24,6 +24,11 @@ quickstart: install
 
 test: install lint
 	$(BIN)/python -m pytest
+
+# also runs in `make test` where the libraries are installed; they make every start of Python slower
+test-quantization: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,quantization]"
+	$(BIN)/python -m pytest tests/test_quantized.py
 
 lint: install
 	$(BIN)/ruff check .

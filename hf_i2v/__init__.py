@@ -1,6 +1,7 @@
 """hf_i2v: any Hugging Face image transformer becomes a video model. Importing it registers everything with peft and
 transformers."""
 
+from .auto import AutoPeftModelForVideoClassification
 from .backbones import UnsupportedBackboneError
 from .composition import ComposedConfig
 from .config import I2VTunerConfig
@@ -36,6 +37,7 @@ register_pipeline()
 __all__ = [
     "METHODS",
     "AIMConfig",
+    "AutoPeftModelForVideoClassification",
     "ComposedConfig",
     "I2VConfig",
     "I2VForVideoClassification",

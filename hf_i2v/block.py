@@ -10,72 +10,19 @@ names, hooks, output capturing and gradient checkpointing stay what they were.
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 
 import torch
-from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from .backbones import BlockParts, UnsupportedBackboneError, without_peft
+from .activation import lean_activations, own_activations
+from .backbones import BlockParts, without_peft
 from .config import SITES
 from .frames import continue_with, frames_in_flight
 from .methods.linear_adapter import MERGEABLE_SITES
 from .methods.stdha import TimeShift, TimeShiftConfig
-
-
-class Swapped:
-    """A module whose class was swapped for one that derives from `Swapped` and its own. Can be copied and pickled."""
-
-    def __reduce_ex__(self, protocol):
-        return _rebuild, (*type(self).__bases__,), self.__dict__
-
-
-def swap_in(module: nn.Module, mixin: type) -> None:
-    """Let `mixin` come before the module's own class.
-
-    Raises:
-        UnsupportedBackboneError: the module's forward was replaced on the instance, which would hide the new one.
-    """
-    with _without_hook(module):
-        if "forward" in module.__dict__:
-            raise UnsupportedBackboneError(
-                f"The forward of a {type(module).__name__} was replaced by hand ({module.forward}); undo that first."
-            )
-        module.__class__ = _mixed(mixin, type(module))
-
-
-def swap_out(module: nn.Module) -> None:
-    """Give a swapped module its own class back."""
-    with _without_hook(module):
-        module.__class__ = type(module).__bases__[1]
-
-
-@contextmanager
-def _without_hook(module: nn.Module):
-    """accelerate's hooks (`device_map`) wrap the forward that the module had when they came: let them come again."""
-    hook = getattr(module, "_hf_hook", None)
-    if hook is not None:
-        remove_hook_from_module(module)
-        module.__dict__.pop("forward", None)  # it leaves the bound method of the old class there
-    try:
-        yield
-    finally:
-        if hook is not None:
-            add_hook_to_module(module, hook)
-
-
-@cache
-def _mixed(mixin: type, cls: type) -> type:
-    # same name: wrap policies, device maps and transformers' registries know a block by it
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (mixin, cls), names)
-
-
-def _rebuild(mixin: type, cls: type) -> nn.Module:
-    mixed = _mixed(mixin, cls)
-    return mixed.__new__(mixed)
+from .quantized import dequantized, is_quantized, warn_dequantized
+from .swapped import Swapped, swap_in, swap_out
 
 
 class I2VLayer(nn.Module, BaseTunerLayer):
@@ -108,21 +55,26 @@ class I2VLayer(nn.Module, BaseTunerLayer):
 class Sites(I2VLayer):
     """The tuner layer of a block: per site and adapter the modules of its methods, by method name."""
 
-    adapter_layer_names = SITES
+    adapter_layer_names = tuple(f"i2v_{site}" for site in SITES)  # with the tuner's prefix, as peft expects
     other_param_names = ("time_offsets",)
 
     def __init__(self, block: "VideoBlock", adapter_name: str):
         super().__init__(adapter_name)
         self.__dict__["block"] = block  # not a submodule
         for site in SITES:
-            setattr(self, site, nn.ModuleDict())
+            setattr(self, f"i2v_{site}", nn.ModuleDict())
         self.time_offsets: dict[str, tuple[int, ...]] = {}
         self._unmerged_weights: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
         self._new_biases: dict[str, list[tuple[nn.Linear, str]]] = {}
+        self._quantized: dict[str, list[tuple[nn.Module, str, nn.Linear]]] = {}
+
+    def adapters_at(self, site: str) -> nn.ModuleDict:
+        """All adapters' modules at `site`, by adapter."""
+        return getattr(self, f"i2v_{site}")
 
     def at(self, site: str) -> Iterator[nn.Module]:
         """Modules to run at `site`, in order. Merged ones are in the weights already."""
-        adapters = getattr(self, site)
+        adapters = self.adapters_at(site)
         for name in self.working_adapters():
             if name in adapters and name not in self.merged_adapters:
                 yield from adapters[name].values()
@@ -132,8 +84,8 @@ class Sites(I2VLayer):
         return {
             method
             for site in SITES
-            if adapter_name in getattr(self, site)
-            for method, module in getattr(self, site)[adapter_name].items()
+            if adapter_name in self.adapters_at(site)
+            for method, module in self.adapters_at(site)[adapter_name].items()
             if hasattr(module, "affine") == mergeable
         }
 
@@ -150,26 +102,31 @@ class Sites(I2VLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Fold the linear adapters into the block's weights: on the input side W ← W·A, on the output side W ← A·W.
 
+        Quantised weights are dequantised first, with a warning.
+
         Raises:
             ValueError: with `safe_merge`, a weight would not be finite; or a projection can have no bias that the
                 adapter needs. The block is left as it was.
         """
         for name in check_adapters_to_merge(self, adapter_names):
-            merged, new_biases = {}, []
+            merged, new_biases, quantized = {}, [], []
             try:
                 for site, module in self._affine_modules(name):
                     A, a = module.affine()
+                    quantized += self.block.dequantize(site)
                     new_biases += self.block.add_missing_biases(site)
                     for linear in self.block.linears_at(site):
                         _fold_affine(linear, A, a, output_side=site.endswith("_out"), merged=merged)
                 if safe_merge and not all(torch.isfinite(value).all() for value in merged.values()):
-                    raise ValueError(
-                        f"NaNs or infinities detected in the merged weights. The adapter {name} seems to be broken"
-                    )
+                    raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
             except ValueError:
                 self.block.remove_biases(new_biases)
+                _put_back(quantized)
                 raise
+            if quantized:
+                warn_dequantized(f"Merging the adapter {name!r}", self.block.dtype)
             self._unmerged_weights[name] = [(parameter, parameter.data) for parameter in merged]
+            self._quantized[name] = quantized
             self._new_biases[name] = new_biases
             for parameter, value in merged.items():
                 parameter.data = value.to(parameter.dtype)
@@ -180,8 +137,8 @@ class Sites(I2VLayer):
         return [
             (site, module)
             for site in MERGEABLE_SITES
-            if adapter_name in getattr(self, site)
-            for module in getattr(self, site)[adapter_name].values()
+            if adapter_name in self.adapters_at(site)
+            for module in self.adapters_at(site)[adapter_name].values()
             if hasattr(module, "affine")
         ]
 
@@ -192,6 +149,12 @@ class Sites(I2VLayer):
             for parameter, value in self._unmerged_weights.pop(name):
                 parameter.data = value
             self.block.remove_biases(self._new_biases.pop(name))
+            _put_back(self._quantized.pop(name))
+
+
+def _put_back(modules: list[tuple[nn.Module, str, nn.Module]]) -> None:
+    for parent, name, module in modules:
+        setattr(parent, name, module)
 
 
 def _fold_affine(linear: nn.Linear, A: torch.Tensor, a: torch.Tensor, *, output_side: bool, merged: dict) -> None:
@@ -267,9 +230,9 @@ class VideoBlock(Swapped):
         """Move an adapter's modules (without those that were merged) among the model's own; returns their methods."""
         methods = set()
         for site in SITES:
-            for method, module in getattr(self.sites, site)._modules.pop(adapter_name, nn.ModuleDict()).items():
+            for method, module in self.sites.adapters_at(site)._modules.pop(adapter_name, nn.ModuleDict()).items():
                 if with_linear or not hasattr(module, "affine"):
-                    self.add_baked(site, method, module.to(next(self.parameters()).dtype).requires_grad_(False))
+                    self.add_baked(site, method, module.to(self.dtype).requires_grad_(False))
                     methods.add(method)
         return methods
 
@@ -282,6 +245,11 @@ class VideoBlock(Swapped):
         if method in self.baked[site]:
             raise ValueError(f"The model has a baked {method} at the site {site!r} already.")
         self.baked[site][method] = module
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the block's own computation; its projections may be quantised."""
+        return getattr(self, self.block_parts.norm1).weight.dtype
 
     def first_norm(self, x: torch.Tensor) -> torch.Tensor:
         """The norm before the attention."""
@@ -328,6 +296,15 @@ class VideoBlock(Swapped):
             added.append((linear, flag))
         return added
 
+    def dequantize(self, site: str) -> list[tuple[nn.Module, str, nn.Linear]]:
+        """Make the quantised projections at `site` ordinary ones; returns what stood where."""
+        replaced = []
+        for module, name in self._linear_names(site):
+            if is_quantized(linear := getattr(module, name)):
+                replaced.append((module, name, linear))
+                setattr(module, name, dequantized(linear, self.dtype))
+        return replaced
+
     def remove_biases(self, added: list[tuple[nn.Linear, str]]) -> None:
         """Undo `add_missing_biases`."""
         config = getattr(self, self.block_parts.attention).config.wrapped
@@ -357,11 +334,13 @@ def to_video_block(block: nn.Module, parts: BlockParts, time_offsets: tuple[int,
     attention = getattr(block, parts.attention)
     block.rotary = "position_embeddings" in inspect.signature(attention.forward).parameters
     attention.config = TimeShiftConfig(attention)
+    lean_activations(getattr(block, parts.mlp))
 
 
 def to_image_block(block: VideoBlock) -> None:
     """Undo `to_video_block`."""
     attention = getattr(block, block.block_parts.attention)
     attention.config = attention.config.wrapped
+    own_activations(getattr(block, block.block_parts.mlp))
     del block.block_parts, block.time_offsets, block.rotary
     swap_out(block)

@@ -95,6 +95,6 @@ def config_from_dict(config: dict) -> I2VTunerConfig:
 
 def method_to_dict(config: I2VTunerConfig) -> dict:
     """What makes the method: its options and type, without where and how an adapter was trained."""
-    training = {f.name for f in fields(PeftConfig)} | {"modules_to_save"}
+    training = {f.name for f in fields(PeftConfig)} | {"modules_to_save", "trained_on"}
     options = {key: value for key, value in config.to_dict().items() if key not in training and value is not None}
     return {"peft_type": config.peft_type.value, **options}

@@ -7,11 +7,21 @@ from typing import ClassVar
 from peft import PeftConfig
 from torch import nn
 
+from .adapter_card import open_card_with_loading
 from .backbones import Backbone
 from .registration import register_peft_type
 
 SITES = ("before", "attention_in", "attention_out", "between", "mlp_in", "mlp_out", "parallel", "after")
 POOLINGS = ("after_norm", "before_norm")
+
+
+def shape_of(backbone: Backbone) -> dict[str, int]:
+    """What an adapter's weights depend on, in transformers' words."""
+    return {
+        "hidden_size": backbone.hidden_size,
+        "num_hidden_layers": len(backbone.blocks),
+        "num_attention_heads": backbone.num_heads,
+    }
 
 
 @dataclass
@@ -25,6 +35,8 @@ class I2VTunerConfig(PeftConfig):
             way round). None: the method's own, or the model's where the method has none.
         modules_to_save: further modules to train and save; the method's own choice (final norm, classifier) is
             added when the adapter is attached.
+        trained_on: shape and, where it has a classifier, labels of the model that the adapter is for; filled in when
+            it is attached.
     """
 
     method_name: ClassVar[str]
@@ -33,6 +45,7 @@ class I2VTunerConfig(PeftConfig):
     trains_final_norm: ClassVar[bool] = False
     default_pooling: ClassVar[str | None] = None
     reuses_attention: ClassVar[bool] = False  # so what is merged into the attention would act twice
+    _video_config: ClassVar = None  # the live configuration of the model it is attached to
 
     num_frames: int | None = field(default=None, metadata={"help": "Number of frames per clip."})
     layers_to_transform: list[int] | int | None = field(
@@ -41,6 +54,9 @@ class I2VTunerConfig(PeftConfig):
     pooling: str | None = field(default=None, metadata={"help": "after_norm or before_norm; None: the method's own."})
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules apart from the adapter to be trained and saved with it."}
+    )
+    trained_on: dict | None = field(
+        default=None, metadata={"help": "Shape and labels of the model that the adapter is for; filled in."}
     )
 
     def __post_init__(self):
@@ -63,6 +79,22 @@ class I2VTunerConfig(PeftConfig):
         for layer in self.layers_to_transform or []:
             if not 0 <= layer < num_blocks:
                 raise ValueError(f"layers_to_transform has {layer}, but the model has blocks 0 to {num_blocks - 1}.")
+
+    def describe_model(self, model: nn.Module, backbone: Backbone) -> None:
+        """Note what the adapter is attached to. Its labels may still change: they are read when it is saved."""
+        self.trained_on = shape_of(backbone)
+        if hasattr(model, "i2v"):
+            self._video_config = model.config
+
+    def to_dict(self) -> dict:
+        if self._video_config is not None:
+            self.trained_on["video_model"] = self._video_config.around_the_image_model()
+        return super().to_dict()
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """Also lets the folder's README.md open with how to load the adapter."""
+        super().save_pretrained(save_directory, **kwargs)
+        open_card_with_loading(save_directory, self)
 
     def parts(self) -> list["I2VTunerConfig"]:
         """The methods that this configuration is made of, in the order in which they act."""

@@ -150,7 +150,7 @@ def _pair(method: str, name: str) -> tuple[str | None, tuple[str, ...]]:
 
 def _patterns(method: str) -> Iterator[tuple[str, str]]:
     """Our names, relative to the image model, and what they are called in the released code."""
-    yield r"embeddings\.temporal\.temporal_embedding\.[^.]+", "temporal_embedding"
+    yield r"embeddings\.temporal\.i2v_embedding\.[^.]+", "temporal_embedding"
     # CLIP
     yield r"embeddings\.class_embedding", "class_embedding"
     yield r"embeddings\.patch_embedding\.weight", "conv1.weight"
@@ -183,7 +183,7 @@ def _patterns(method: str) -> Iterator[tuple[str, str]]:
 def _adapter_patterns(method: str, block: str, released: str) -> Iterator[tuple[str, str]]:
     for theirs, (site, inner) in SITES[method].items():
         for ours, layer in LAYERS[method].items():
-            name = rf"sites\.{site}\.[^.]+\.{method}\.{re.escape(inner)}{ours}"
+            name = rf"sites\.i2v_{site}\.[^.]+\.{method}\.{re.escape(inner)}{ours}"
             yield block + name + r"\.(\w+)", released + rf"{theirs}.{layer}.\2"
 
 

@@ -7,7 +7,6 @@ Legend for shapes in this package: `B` clip, `T` frame, `N` token of a frame, `D
 from contextlib import contextmanager
 
 import torch
-from torch.nn import functional as F
 
 # ContextVar's thread safety where Python runs, and a plain global while torch.compile traces (it cannot trace one).
 from transformers.utils.output_capturing import CompileableContextVar
@@ -89,11 +88,11 @@ def convolve_over_time(x_BTPR: torch.Tensor, weight_RK: torch.Tensor, bias_R: to
 
     A cross-correlation, as in torch: the middle tap reads the frame itself, the one before it the previous frame.
     """
-    T, taps = x_BTPR.shape[1], weight_RK.shape[1]
-    padded = F.pad(x_BTPR, (0, 0, 0, 0, taps // 2, taps // 2))
-    out = bias_R + padded[:, :T] * weight_RK[:, 0]
-    for tap in range(1, taps):
-        out = torch.addcmul(out, padded[:, tap : tap + T], weight_RK[:, tap])
+    T, middle = x_BTPR.shape[1], weight_RK.shape[1] // 2
+    out = torch.addcmul(bias_R, x_BTPR, weight_RK[:, middle])
+    for offset in range(1, min(middle, T - 1) + 1):
+        out[:, offset:].addcmul_(x_BTPR[:, :-offset], weight_RK[:, middle - offset])
+        out[:, :-offset].addcmul_(x_BTPR[:, offset:], weight_RK[:, middle + offset])
     return out
 
 

@@ -72,6 +72,16 @@ class I2VConfig(PreTrainedConfig):
             self.time_offsets = offsets[0] or None
         self.temporal_embedding = backbone.embeddings.temporal_embedding is not None
 
+    def around_the_image_model(self) -> dict:
+        """What it takes, beside the image model, to build this model again: labels, frames, native time offsets."""
+        return {
+            "id2label": dict(self.id2label),
+            "num_frames": self.num_frames,
+            "classifier_dropout": self.classifier_dropout,
+            "time_offsets": self.time_offsets,
+            "finished_in_memory": bool(self.temporal_embedding or self.baked or self.pooling != "after_norm"),
+        }
+
     def block_time_offsets(self, num_blocks: int) -> list[tuple[int, ...]]:
         """STDHA's offsets for each block."""
         offsets = self.time_offsets or []
@@ -93,6 +103,10 @@ class I2VPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The image model's patch embedding, whose output gradient checkpointing makes require a gradient."""
+        return find_backbone(self).model.get_input_embeddings()
+
     def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None):
         """Shift heads in time natively (STDHA, arXiv 2310.01324), so that any tuner of peft can ride on it.
 
@@ -109,6 +123,18 @@ class I2VPreTrainedModel(PreTrainedModel):
             block.time_offsets = stdha.head_time_offsets(layer)
         self.config.describe_time(self)
         return self
+
+    def shift_as_configured(self) -> None:
+        """Give every block the time offsets of the configuration.
+
+        Raises:
+            ValueError: they do not fit the blocks, the heads or the number of frames.
+        """
+        backbone = find_backbone(self)
+        per_block = self.config.block_time_offsets(len(backbone.blocks))
+        for block, offsets in zip(backbone.blocks.values(), per_block, strict=True):
+            check_time_offsets(list(offsets), backbone.num_heads, self.config.num_frames)
+            block.time_offsets = offsets
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -129,11 +155,7 @@ class I2VModel(I2VPreTrainedModel):
         backbone = find_backbone(self.image_model)
         to_video(backbone)
         self.image_model.pooling = config.pooling
-        for block, offsets in zip(
-            backbone.blocks.values(), config.block_time_offsets(len(backbone.blocks)), strict=True
-        ):
-            check_time_offsets(list(offsets), backbone.num_heads, config.num_frames)
-            block.time_offsets = offsets
+        self.shift_as_configured()
         if config.temporal_embedding and backbone.embeddings.temporal_embedding is None:
             backbone.embeddings.temporal_embedding = nn.Parameter(torch.zeros(config.num_frames, backbone.hidden_size))
         if not self.image_model.baked_methods:

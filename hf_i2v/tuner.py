@@ -1,5 +1,6 @@
 """The life cycle that all methods share: attach, merge, unload. One peft tuner for every configuration."""
 
+import difflib
 import re
 import warnings
 
@@ -11,7 +12,8 @@ from torch import nn
 from .backbones import Backbone, find_backbone
 from .block import I2VLayer, Sites
 from .composition import config_from_dict, method_to_dict
-from .config import SITES, I2VTunerConfig
+from .config import SITES, I2VTunerConfig, shape_of
+from .quantized import dequantize, is_quantized, warn_dequantized
 from .video import ClipHead, TemporalEmbedding, VideoBackbone, to_image, to_video
 
 
@@ -25,14 +27,28 @@ class I2VTuner(BaseTuner):
     prefix = "i2v_"
     tuner_layer_cls = I2VLayer
 
+    def __init__(self, model: nn.Module, *args, **kwargs):
+        if any(isinstance(module, I2VLayer) for module in model.modules()):
+            raise ValueError(
+                "This model was adapted already. Give the PeftModel that you have another adapter with "
+                "add_adapter(name, config), compose methods as ConfigA(...) + ConfigB(...), or call unload() first."
+            )
+        super().__init__(model, *args, **kwargs)
+
     def _prepare_adapter_config(self, peft_config: I2VTunerConfig, model_config: dict) -> I2VTunerConfig:
         return peft_config
 
     def _prepare_model(self, peft_config: I2VTunerConfig, model: nn.Module) -> None:
         """Resolve and check the configuration against the model, before anything is changed."""
         backbone = find_backbone(model)
+        _check_trained_on(peft_config, model, backbone)
         peft_config.num_frames = _agreed_num_frames(peft_config, model)
         peft_config.resolve(backbone)
+        if backbone.model._modules.get("baked_branch") is not None:
+            raise ValueError(
+                f"{type(peft_config).__name__} would never learn on this model: its baked side branch (M-adapter) "
+                "reads the frozen model without a graph, so no gradient comes back. Adapt the image model instead."
+            )
         foreign_head = backbone.name and hasattr(model, "classifier") and not hasattr(model, "i2v")
         if foreign_head and peft_config.target_modules is not None:  # a side branch
             raise ValueError(
@@ -40,8 +56,9 @@ class I2VTuner(BaseTuner):
                 "read. Use I2VForVideoClassification.from_image_model(...) with it."
             )
         peft_config.modules_to_save = _modules_to_save(peft_config, model, backbone)
+        peft_config.describe_model(model, backbone)
 
-        if not hasattr(self, "_was_image_model"):
+        if "_was_image_model" not in self.__dict__:
             self._was_image_model = not isinstance(backbone.model, VideoBackbone)
         to_video(backbone)
         self._layers = {name: i for i, name in enumerate(backbone.blocks) if peft_config.adapts(i)}
@@ -63,7 +80,7 @@ class I2VTuner(BaseTuner):
         if config.pooling:
             backbone.clip_head.pooling[adapter_name] = config.pooling
         if branch is not None:
-            backbone.clip_head.branch[adapter_name] = _moved(branch, next(backbone.parameters()))
+            backbone.clip_head.i2v_branch[adapter_name] = _moved(branch, next(backbone.parameters()))
         backbone.clip_head.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
@@ -77,7 +94,7 @@ class I2VTuner(BaseTuner):
             block.sites = Sites(block, adapter_name)
         place = next(block.parameters())
         for site, method, module in config.block_modules(self._backbone, layer):
-            adapters = getattr(block.sites, site)
+            adapters = block.sites.adapters_at(site)
             if adapter_name not in adapters:
                 adapters[adapter_name] = nn.ModuleDict()
             adapters[adapter_name][method] = _moved(module, place)
@@ -89,14 +106,14 @@ class I2VTuner(BaseTuner):
         if "temporal" not in embeddings._modules:
             embeddings.temporal = TemporalEmbedding(adapter_name)
         zeros_TD = torch.zeros(config.num_frames, self._backbone.hidden_size)
-        adapters = embeddings.temporal.temporal_embedding
+        adapters = embeddings.temporal.i2v_embedding
         adapters[adapter_name] = nn.Parameter(_moved(zeros_TD, next(embeddings.parameters())))
         adapters[adapter_name].requires_grad_(adapter_name in self.active_adapters)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """`…sites.<site>.<adapter>.<method>.down.weight`: here the adapter's name does not stand at the end."""
-        places = rf"(\.sites\.(?:{'|'.join(SITES)})|\.clip_head\.branch)\.{re.escape(adapter_name)}\."
+        """`…sites.i2v_<site>.<adapter>.<method>.down.weight`: here the adapter's name does not stand at the end."""
+        places = rf"(\.sites\.i2v_(?:{'|'.join(SITES)})|\.clip_head\.i2v_branch)\.{re.escape(adapter_name)}\."
         without, found = re.subn(places, r"\1.", key)
         return without if found else super()._remove_adapter_name_from_key(key, adapter_name)
 
@@ -105,7 +122,7 @@ class I2VTuner(BaseTuner):
         for name in adapter_names or self.active_adapters:
             stuck = {m for sites in self._sites() for m in sites.methods_of(name, mergeable=False)}
             head = self._backbone.model._modules.get("clip_head")
-            if head is not None and name in head.branch:
+            if head is not None and name in head.i2v_branch:
                 stuck.add(self.peft_config[name].method_name)
             if stuck:
                 raise ValueError(
@@ -167,8 +184,8 @@ class I2VTuner(BaseTuner):
                     block.sites.merge()
                 kept |= block.bake(name, with_linear=not merge_linear)
         head = backbone.model._modules.get("clip_head")
-        if head is not None and name in head.branch:
-            backbone.model.baked_branch = head.branch[name].requires_grad_(False)
+        if head is not None and name in head.i2v_branch:
+            backbone.model.baked_branch = head.i2v_branch[name].requires_grad_(False)
             kept.add(config.method_name)
         kept_parts = [part for part in config.parts() if part.method_name in kept]
         backbone.model.baked_methods = [*backbone.model.baked_methods, *map(method_to_dict, kept_parts)]
@@ -193,6 +210,10 @@ class I2VTuner(BaseTuner):
         for module in (*backbone.blocks.values(), backbone.embeddings, backbone.model):
             for layer in ("sites", "temporal", "clip_head"):
                 module._modules.pop(layer, None)
+        if changed:
+            if any(map(is_quantized, self.model.modules())):
+                warn_dequantized("The finished model", backbone.first_block.dtype)
+            dequantize(self.model, backbone.first_block.dtype)
 
         if isinstance(self.model, I2VPreTrainedModel):
             self.model.config.describe_time(self.model)
@@ -250,9 +271,65 @@ def _agreed_num_frames(config: I2VTunerConfig, model: nn.Module) -> int:
     return own if config.num_frames is None else config.num_frames
 
 
+def _check_trained_on(config: I2VTunerConfig, model: nn.Module, backbone: Backbone) -> None:
+    """An adapter from disk, or a configuration used before, must meet a model of the same shape and labels."""
+    trained_on = config.trained_on or {}
+    found = shape_of(backbone)
+    wrong = [
+        f"{key} {trained_on[key]} (here {found[key]})"
+        for key in found
+        if trained_on.get(key, found[key]) != found[key]
+    ]
+    if wrong:
+        raise ValueError(
+            f"This {type(config).__name__} belongs to a model with {', '.join(wrong)}. Load the adapter on the model "
+            "it was trained on; for another model make a new configuration."
+        )
+    names = (trained_on.get("video_model") or {}).get("id2label")
+    own = getattr(getattr(model, "config", None), "id2label", None)
+    if names is None or own is None or not hasattr(model, "i2v"):
+        return
+    names = {int(key): name for key, name in names.items()}
+    if len(names) != len(own):
+        raise ValueError(
+            f"This adapter has a classifier of {len(names)} labels, but the model has {len(own)}. Make the model with "
+            f"num_labels={len(names)}, or load both with hf_i2v.AutoPeftModelForVideoClassification."
+        )
+    generic = {i: f"LABEL_{i}" for i in own}
+    if names != own and generic not in (names, own):
+        differing = [f"{i}: {names.get(i)!r} / {own[i]!r}" for i in own if names.get(i) != own[i]]
+        warnings.warn(
+            f"The adapter and the model name {len(differing)} classes differently (adapter / model): "
+            f"{', '.join(differing[:5])}. The adapter's classifier gives the adapter's classes.",
+            stacklevel=2,
+        )
+
+
 def _modules_to_save(config: I2VTunerConfig, model: nn.Module, backbone: Backbone) -> list[str] | None:
-    """The user's choice, and what the method trains besides its adapter: final norm and classifier."""
+    """The user's choice, and what the method trains besides its adapter: final norm and classifier.
+
+    Raises:
+        ValueError: a name that the model does not have, or a module that cannot train.
+    """
     names = list(config.modules_to_save or [])
+    modules = dict(model.named_modules())
+    for name in names:
+        chosen = {key: module for key, module in modules.items() if key.endswith(name)}  # as peft matches them
+        if not chosen:
+            known = sorted({key.rpartition(".")[2] for key in modules if key})
+            near = difflib.get_close_matches(name, known) or [name for name, _ in model.named_children()]
+            raise ValueError(
+                f"modules_to_save has {name!r}, but {type(model).__name__} has no such module. Did you mean one of "
+                f"{near}?"
+            )
+        inside = [key for key in chosen if key.startswith(backbone.name)]
+        if inside and config.target_modules is not None:
+            raise ValueError(
+                f"modules_to_save has {inside[0]!r}, which would never learn: {type(config).__name__} runs the frozen "
+                "model without a graph, so no gradient reaches it. Leave it out."
+            )
+        if any(is_quantized(part) for module in chosen.values() for part in module.modules()):
+            raise ValueError(f"modules_to_save has {name!r}, which is quantised and cannot train. Leave it out.")
     if config.trains_final_norm:
         names.append(backbone.final_norm_path)
     if hasattr(model, "classifier"):

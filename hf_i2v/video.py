@@ -9,8 +9,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
 from .backbones import Backbone, UnsupportedBackboneError
-from .block import I2VLayer, Swapped, VideoBlock, swap_in, swap_out, to_image_block, to_video_block
+from .block import I2VLayer, VideoBlock, to_image_block, to_video_block
 from .frames import fold, frames_in_flight, pooling_in_flight, unfold, working_on
+from .quantized import is_quantized
+from .swapped import Swapped, swap_in, swap_out
 
 logger = logging.get_logger(__name__)
 
@@ -18,23 +20,21 @@ logger = logging.get_logger(__name__)
 class TemporalEmbedding(I2VLayer):
     """The tuner layer of the embeddings: one temporal embedding (T, D) per adapter that has one."""
 
-    adapter_layer_names = ("temporal_embedding",)
+    adapter_layer_names = ("i2v_embedding",)
 
     def __init__(self, adapter_name: str):
         super().__init__(adapter_name)
-        self.temporal_embedding = nn.ParameterDict()
+        self.i2v_embedding = nn.ParameterDict()
 
     def working_embeddings(self) -> list[torch.Tensor]:
-        return [self.temporal_embedding[n] for n in self.working_adapters() if n in self.temporal_embedding]
+        return [self.i2v_embedding[n] for n in self.working_adapters() if n in self.i2v_embedding]
 
     # Merging changes no weight here; unloading a merged model moves the embedding into the model's own.
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         for name in adapter_names or self.active_adapters:
-            embedding = self.temporal_embedding.get(name, None)
+            embedding = self.i2v_embedding.get(name, None)
             if safe_merge and embedding is not None and not torch.isfinite(embedding).all():
-                raise ValueError(
-                    f"NaNs or infinities detected in the temporal embedding. The adapter {name} seems to be broken"
-                )
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
         super().merge(safe_merge, adapter_names)
 
 
@@ -75,16 +75,16 @@ class FrozenFeatures(NamedTuple):
 class ClipHead(I2VLayer):
     """The tuner layer of the whole backbone: an adapter's side branch, and how it pools the frames."""
 
-    adapter_layer_names = ("branch",)
+    adapter_layer_names = ("i2v_branch",)
     other_param_names = ("pooling",)
 
     def __init__(self, adapter_name: str):
         super().__init__(adapter_name)
-        self.branch = nn.ModuleDict()
+        self.i2v_branch = nn.ModuleDict()
         self.pooling: dict[str, str] = {}
 
     def working_branches(self) -> list[nn.Module]:
-        return [self.branch[name] for name in self.working_adapters() if name in self.branch]
+        return [self.i2v_branch[name] for name in self.working_adapters() if name in self.i2v_branch]
 
     def working_pooling(self) -> str | None:
         """The pooling that the working adapters ask for, if any."""
@@ -248,6 +248,8 @@ def check_block(backbone: Backbone) -> None:
     problem = None
     try:
         model.eval()
+        for module in filter(is_quantized, model.modules()):
+            module.train()  # bitsandbytes repacks 4-bit weights when it sees them in eval mode, and then cannot train
         with suppress(_FirstBlockDone):
             model(_blank_image(model))
         to_video_block(block, backbone.parts)

@@ -238,8 +238,8 @@ def test_m_adapter_sends_nothing_into_the_frozen_model(clip_pixels):
 def test_drop_path_grows_over_depth_and_drops_whole_frames(clip_pixels):
     model = randomize_adapter(get_peft_model(tiny_image_model("clip"), AIMConfig(**T, drop_path=0.5)))
     blocks = model.base_model.model.encoder.layers
-    assert [block.sites.before["default"]["aim"].drop_path for block in blocks] == [0, 0.25, 0.5]
-    module, block = blocks[2].sites.before["default"]["aim"].train(), blocks[2]
+    assert [block.sites.i2v_before["default"]["aim"].drop_path for block in blocks] == [0, 0.25, 0.5]
+    module, block = blocks[2].sites.i2v_before["default"]["aim"].train(), blocks[2]
     x_MND = torch.randn(8, 5, 32)
     kept = (module.eval()(x_MND, num_frames=4, block=block) - x_MND) / 0.5
     torch.manual_seed(0)

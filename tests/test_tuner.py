@@ -44,12 +44,12 @@ def test_the_adapter_file_holds_only_what_is_trained(adapted, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     image = "base_model.model.i2v.image_model."
-    expected = {f"{image}embeddings.temporal.temporal_embedding"}
+    expected = {f"{image}embeddings.temporal.i2v_embedding"}
     expected |= {f"{image}post_layernorm.{p}" for p in ("weight", "bias")}
     expected |= {f"base_model.model.classifier.{p}" for p in ("weight", "bias")}
     for layer in range(3):
         for site in ("attention_in", "attention_out", "mlp_in", "mlp_out"):
-            adapter = f"{image}encoder.layers.{layer}.sites.{site}.zeroi2v."
+            adapter = f"{image}encoder.layers.{layer}.sites.i2v_{site}.zeroi2v."
             expected |= {f"{adapter}{linear}.{p}" for linear in ("down", "up") for p in ("weight", "bias")}
     assert set(saved) == expected
 

@@ -88,7 +88,7 @@ def test_merge_and_unmerge_are_exact(name, clip_pixels):
 def test_safe_merge_refuses_nan_and_changes_nothing(clip_pixels):
     model = randomize_adapter(get_peft_model(tiny_image_model("clip"), ZeroI2VConfig(num_frames=4))).eval()
     with torch.no_grad():
-        model.base_model.model.encoder.layers[2].sites.mlp_out["default"]["zeroi2v"].up.weight[0, 0] = torch.nan
+        model.base_model.model.encoder.layers[2].sites.i2v_mlp_out["default"]["zeroi2v"].up.weight[0, 0] = torch.nan
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(ValueError, match="NaN"):
         model.merge_and_unload(safe_merge=True)
@@ -160,7 +160,7 @@ def test_a_kernel_that_reads_its_own_name_from_the_module(clip_pixels):
 
 def test_another_number_of_frames_interpolates_the_temporal_embedding(clip_pixels):
     model = randomize_adapter(get_peft_model(tiny_image_model("vit"), ZeroI2VConfig(num_frames=4))).eval()
-    embedding_TD = model.base_model.model.embeddings.temporal.temporal_embedding["default"]
+    embedding_TD = model.base_model.model.embeddings.temporal.i2v_embedding["default"]
     with torch.no_grad():  # a straight line over time stays one
         embedding_TD.copy_(torch.arange(4.0)[:, None].expand(4, 32))
     from hf_i2v.video import over_frames

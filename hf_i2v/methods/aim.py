@@ -45,8 +45,8 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x_MND: torch.Tensor, *, num_frames: int, block: nn.Module) -> torch.Tensor:
         num_tokens = x_MND.shape[1]
-        h_MND = block.first_norm(x_MND)
-        h_CTD = h_MND.unflatten(0, (-1, num_frames)).transpose(1, 2).flatten(0, 1)  # C = B·N token positions
+        h_BNTD = block.first_norm(x_MND).unflatten(0, (-1, num_frames)).transpose(1, 2)
+        h_CTD = h_BNTD.flatten(0, 1).contiguous()  # C = B·N token positions; linear layers are slow on strided rows
         if self.adapter_in is not None:
             h_CTD = self.adapter_in(h_CTD)
         h_CTD = self.adapter(block.attend(h_CTD))

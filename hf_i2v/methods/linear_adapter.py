@@ -31,7 +31,7 @@ class LinearAdapter(nn.Module):
 
     def forward(self, x: torch.Tensor, **_) -> torch.Tensor:
         delta = self.up(self.dropout(self.down(x.to(self.down.weight.dtype))))
-        return x + (self.scale * delta).to(x.dtype)
+        return torch.add(x, delta.to(x.dtype), alpha=self.scale)
 
     def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A (D, D) and a (D,) of the equivalent y = A x + a, in float32 or wider."""

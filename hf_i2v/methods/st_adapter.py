@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..backbones import Backbone, grid_side
 from ..config import I2VTunerConfig
@@ -36,19 +37,24 @@ class STAdapter(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, x_MND: torch.Tensor, *, num_frames: int, **_) -> torch.Tensor:
-        prefix, patches = x_MND[:, : self.num_prefix_tokens], x_MND[:, self.num_prefix_tokens :]
-        z_MPR = self.down(patches.to(self.down.weight.dtype))
-        z_MPR = self.convolve(z_MPR.unflatten(0, (-1, num_frames))).flatten(0, 1)
-        patches = patches + self.up(z_MPR).to(x_MND.dtype)
-        return torch.cat((prefix, patches), dim=1) if self.num_prefix_tokens else patches
+        z_MNR = self.down(x_MND.to(self.down.weight.dtype))
+        z_MNR = self.convolve(z_MNR.unflatten(0, (-1, num_frames))).flatten(0, 1)
+        delta_MND = self.up(z_MNR).to(x_MND.dtype)
+        delta_MND[:, : self.num_prefix_tokens] = 0
+        return delta_MND.add_(x_MND)
 
-    def convolve(self, z_BTPR: torch.Tensor) -> torch.Tensor:
-        """The depth-wise convolution over frames, rows and columns."""
+    def convolve(self, z_BTNR: torch.Tensor) -> torch.Tensor:
+        """The depth-wise convolution over frames, rows and columns; what it gives for the prefix tokens is not used.
+
+        They are computed along where that is cheaper than copying the patches out from between them.
+        """
         if self.conv.kernel_size[1:] == (1, 1):
-            return convolve_over_time(z_BTPR, self.conv.weight.flatten(1), self.conv.bias)
-        side = grid_side(z_BTPR.shape[2])
-        z_BRThw = z_BTPR.unflatten(2, (side, side)).permute(0, 4, 1, 2, 3)
-        return self.conv(z_BRThw).permute(0, 2, 3, 4, 1).flatten(2, 3)
+            return convolve_over_time(z_BTNR, self.conv.weight.flatten(1), self.conv.bias)
+        patches = z_BTNR[:, :, self.num_prefix_tokens :]
+        side = grid_side(patches.shape[2])
+        z_BRThw = patches.unflatten(2, (side, side)).permute(0, 4, 1, 2, 3)
+        z_BTPR = self.conv(z_BRThw).permute(0, 2, 3, 4, 1).flatten(2, 3)
+        return F.pad(z_BTPR, (0, 0, self.num_prefix_tokens, 0))
 
 
 @dataclass

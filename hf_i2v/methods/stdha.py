@@ -24,7 +24,7 @@ def shift_heads(x_MHNK: torch.Tensor, num_frames: int, time_offsets: tuple[int, 
     """Let the first heads read other frames: out[b, t, h] = x[b, t + o_h, h], or x[b, t, h] outside the clip.
 
     Args:
-        x_MHNK: keys or values, frames of one clip contiguous.
+        x_MHNK: keys or values, frames of one clip contiguous. Overwritten where no gradient is recorded.
         num_frames: T.
         time_offsets: one offset (frames) per head from head 0 on; heads beyond them stay.
     """
@@ -34,17 +34,22 @@ def shift_heads(x_MHNK: torch.Tensor, num_frames: int, time_offsets: tuple[int, 
             f"A time offset of {longest} frames needs clips of more than {longest} frames, but num_frames is "
             f"{num_frames}. Use longer clips, or smaller time_offsets."
         )
-    T = num_frames
-    x_BTHNK = x_MHNK.unflatten(0, (-1, T))
-    shifted = []
-    for head, offset in enumerate(time_offsets):
-        x_BTNK = x_BTHNK[:, :, head]
-        if offset > 0:  # 0 1 2 3 → 1 2 3 3
-            x_BTNK = torch.cat((x_BTNK[:, offset:], x_BTNK[:, T - offset :]), dim=1)
-        elif offset < 0:  # 0 1 2 3 → 0 0 1 2
-            x_BTNK = torch.cat((x_BTNK[:, :-offset], x_BTNK[:, : T + offset]), dim=1)
-        shifted.append(x_BTNK.flatten(0, 1).unsqueeze(1))
-    return torch.cat((*shifted, x_MHNK[:, len(time_offsets) :]), dim=1)
+    x_BTHNK = x_MHNK.unflatten(0, (-1, num_frames))
+    if torch.is_grad_enabled() and x_MHNK.requires_grad:
+        shifted = [_shift(x_BTHNK[:, :, h], offset).flatten(0, 1) for h, offset in enumerate(time_offsets)]
+        return torch.cat((torch.stack(shifted, dim=1), x_MHNK[:, len(time_offsets) :]), dim=1)
+    for h, offset in enumerate(time_offsets):  # the projection's fresh output: only the moved heads are written
+        x_BTHNK[:, :, h] = _shift(x_BTHNK[:, :, h], offset)
+    return x_MHNK
+
+
+def _shift(x_BTNK: torch.Tensor, offset: int) -> torch.Tensor:
+    T = x_BTNK.shape[1]
+    if offset > 0:  # 0 1 2 3 → 1 2 3 3
+        return torch.cat((x_BTNK[:, offset:], x_BTNK[:, T - offset :]), dim=1)
+    if offset < 0:  # 0 1 2 3 → 0 0 1 2
+        return torch.cat((x_BTNK[:, :-offset], x_BTNK[:, : T + offset]), dim=1)
+    return x_BTNK
 
 
 class TimeShift(NamedTuple):

@@ -1,0 +1,29 @@
+"""The adapter's card: it opens with how to load the adapter, because peft alone does not know its type."""
+
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+LOADING = """
+# How to load this adapter
+
+```python
+import hf_i2v  # first: it makes the adapter type {peft_type} known to peft, which else fails with a KeyError
+
+model = {loading}
+```
+"""
+
+
+def open_card_with_loading(folder: str, config) -> None:
+    """Let the README.md in `folder` open with how to load the adapter that `config` describes; once."""
+    path = Path(folder) / "README.md"
+    card = ModelCard.load(path) if path.exists() else ModelCard.from_template(ModelCardData(library_name="peft"))
+    if "import hf_i2v" in card.text:
+        return
+    here = '"path/or/repository"'
+    loading = f"peft.PeftModel.from_pretrained(image_model, {here})"
+    if (config.trained_on or {}).get("video_model"):
+        loading = f"hf_i2v.AutoPeftModelForVideoClassification.from_pretrained({here})"
+    card.text = LOADING.format(peft_type=config.peft_type.value, loading=loading) + card.text
+    card.save(path)

@@ -1,0 +1,90 @@
+"""A trained adapter from its folder alone: the model it was trained on is built again around it."""
+
+from peft import PeftConfig, PeftModel
+from transformers import AutoConfig
+
+from .config import I2VTunerConfig
+from .modeling_i2v import I2VForVideoClassification
+
+
+class AutoPeftModelForVideoClassification:
+    """As peft's `AutoPeftModelFor…`: `from_pretrained(adapter)` gives the base model with the adapter on it."""
+
+    def __init__(self, *args, **kwargs):
+        raise OSError(f"Use {type(self).__name__}.from_pretrained(pretrained_model_name_or_path).")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        revision: str | None = None,
+        low_cpu_mem_usage: bool = False,
+        **kwargs,
+    ) -> PeftModel:
+        """
+        Args:
+            pretrained_model_name_or_path: folder or Hub repository of an adapter of hf_i2v.
+            config: in place of the saved configuration; set its `base_model_name_or_path` if the base has moved.
+            kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `quantization_config`, …), and for
+                the download of both (`token`, `cache_dir`, …).
+
+        Returns:
+            The adapter on its base, with the classifier and the label names that it was saved with.
+
+        Raises:
+            ValueError: not an adapter of hf_i2v, one without a classifier, or one whose base cannot be rebuilt.
+        """
+        if config is None:
+            config = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
+        base = _base_model(config, str(pretrained_model_name_or_path), kwargs)
+        return PeftModel.from_pretrained(
+            base,
+            pretrained_model_name_or_path,
+            adapter_name=adapter_name,
+            is_trainable=is_trainable,
+            config=config,
+            revision=revision,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            **kwargs,
+        )
+
+
+def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoClassification:
+    if not isinstance(config, I2VTunerConfig):
+        raise ValueError(
+            f"{adapter} is a {config.peft_type.value} adapter, not one of hf_i2v, and does not say what its "
+            "video model was. Build the model and load it with peft.PeftModel.from_pretrained(model, adapter)."
+        )
+    video = (config.trained_on or {}).get("video_model")
+    base = config.base_model_name_or_path
+    if video is None:
+        raise ValueError(
+            f"{adapter} was trained on a model without a classifier of hf_i2v. Load it with "
+            f"peft.PeftModel.from_pretrained(model, adapter), on the vision model of {base!r}."
+        )
+    if base is None:
+        raise ValueError(
+            f"{adapter} does not say what it was trained on (base_model_name_or_path is None): that model was made in "
+            "code. Load it with peft.PeftModel.from_pretrained(model, adapter)."
+        )
+    if config.revision is not None:
+        kwargs = {**kwargs, "revision": config.revision}
+    id2label = {int(i): name for i, name in video["id2label"].items()}
+    labels = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
+    where = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+    if AutoConfig.from_pretrained(base, **where).model_type == I2VForVideoClassification.config_class.model_type:
+        return I2VForVideoClassification.from_pretrained(base, ignore_mismatched_sizes=True, **labels, **kwargs)
+    if video["finished_in_memory"]:
+        raise ValueError(
+            f"{adapter} was trained on a video model that had been finished in memory (merged or baked in); "
+            f"{base!r} is only the image model that one was made from. Save that video model, and pass config= with "
+            "its path as base_model_name_or_path."
+        )
+    options = {key: video[key] for key in ("num_frames", "classifier_dropout")}
+    model = I2VForVideoClassification.from_image_model(base, **labels, **options, **kwargs)
+    model.config.time_offsets = video["time_offsets"]
+    model.shift_as_configured()
+    return model
