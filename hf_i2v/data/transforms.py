@@ -69,8 +69,8 @@ class Normalize:
     def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         if frames_TCHW.shape[-3] != len(self.mean):
             raise ValueError(f"frames have {frames_TCHW.shape[-3]} channels, mean and std have {len(self.mean)}")
-        mean_C11 = torch.tensor(self.mean).view(-1, 1, 1)
-        std_C11 = torch.tensor(self.std).view(-1, 1, 1)
+        mean_C11 = torch.tensor(self.mean, device=frames_TCHW.device).view(-1, 1, 1)
+        std_C11 = torch.tensor(self.std, device=frames_TCHW.device).view(-1, 1, 1)
         frames_TCHW = frames_TCHW.to(torch.float32, memory_format=torch.contiguous_format)
         return frames_TCHW.sub_(mean_C11 * 255).div_(std_C11 * 255)
 
