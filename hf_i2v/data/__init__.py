@@ -1,6 +1,7 @@
 """Video in: decode, sample, transform, batch."""
 
 from .augment import ColorJitter, RandAugment, RandomErasing
+from .crops import CenterCrop, RandomResizedCrop, ResizeShortSide, ShortSideJitter, ThreeCrops
 from .datasets import VideoClips, collate
 from .decode import VideoDecodeError, VideoInfo, VideoReader, decode_frames, probe
 from .failures import TooManyBadVideosError
@@ -13,15 +14,10 @@ from .references import open_video
 from .sampling import dense_indices, uniform_clips, uniform_indices
 from .sources import add_data_arguments, load_videos, videos_from_args
 from .transforms import (
-    CenterCrop,
     Compose,
     Normalize,
     Preprocessing,
     RandomHorizontalFlip,
-    RandomResizedCrop,
-    ResizeShortSide,
-    ShortSideJitter,
-    ThreeCrops,
     eval_transform,
     preprocessing_from_pretrained,
     train_transform,

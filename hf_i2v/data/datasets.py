@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, IterableDataset
+from torch.utils.data import default_collate
 
 from .decode import VideoDecodeError
-from .references import open_video, version
+from .references import Backend, open_video, version
 from .sampling import ShortVideoPolicy, dense_indices, uniform_clips, uniform_indices
-from .transforms import Compose, RandomHorizontalFlip, Transform
+from .transforms import Compose, Normalize, RandomHorizontalFlip, Transform
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class VideoClips(torch.utils.data.Dataset):
         num_clips: clips per video, for testing.
         flip_labels: pairs of class names that a horizontal flip swaps, e.g. {"Pushing left": "Pushing right"}. Without
             it, where names have the words left or right, clips are not flipped, and a warning says so.
+        backend: who decodes: "pyav", or "torchcodec" where that is installed.
 
     Raises:
         ValueError: several clips for training; `flip_labels` with unknown names, or without some name that has left
@@ -61,6 +63,7 @@ class VideoClips(torch.utils.data.Dataset):
         frame_stride: int | None = None,
         num_clips: int = 1,
         flip_labels: Mapping[str, str] | None = None,
+        backend: Backend = "pyav",
     ):
         if train and num_clips > 1:
             raise ValueError(f"num_clips ({num_clips}) must be 1 for training, where each epoch takes another clip")
@@ -71,8 +74,12 @@ class VideoClips(torch.utils.data.Dataset):
             )
         self.dataset = dataset
         self.num_frames = num_frames
-        self.transform, self._flip = _without_flip(transform)
-        self._flipped_labels = None
+        self.transform = transform
+        parts = transform.transforms if isinstance(transform, Compose) else (transform,)
+        self.normalize = parts[-1] if isinstance(parts[-1], Normalize) else None
+        self._uint8_parts = parts if self.normalize is None else parts[:-1]
+        self._flip = next((part for part in parts if isinstance(part, RandomHorizontalFlip)), None)
+        self._flipped_labels = {}
         if self._flip is not None:
             self._flip, self._flipped_labels = _flipped_labels(dataset, self._flip, flip_labels)
         self.train = train
@@ -80,6 +87,7 @@ class VideoClips(torch.utils.data.Dataset):
         self.policy = policy
         self.frame_stride = frame_stride
         self.num_clips = num_clips
+        self.backend = backend
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
         self._said_identical = False
 
@@ -98,7 +106,7 @@ class VideoClips(torch.utils.data.Dataset):
         """
         if self.train:
             raise ValueError("clips for training are random; make VideoClips(..., train=False) for fixed ones")
-        sampling = (self.num_frames, self.policy, self.frame_stride, self.num_clips, self.transform)
+        sampling = (self.num_frames, self.policy, self.frame_stride, self.num_clips, self.backend, self.transform)
         digest = hashlib.sha256(repr(sampling).encode())
         for row in self.dataset:
             digest.update(repr((version(row), row.get("start"), row.get("end"), row["label"])).encode())
@@ -108,8 +116,10 @@ class VideoClips(torch.utils.data.Dataset):
         """The clip of video `index`, see `clip`, in the epoch that was set."""
         return self.clip(index, epoch=int(self._epoch))
 
-    def clip(self, index: int, *, epoch: int) -> dict[str, Any]:
+    def clip(self, index: int, *, epoch: int, normalize: bool = True) -> dict[str, Any]:
         """The clip of video `index` in an epoch: `pixel_values` float32 (T, C, H, W) and `labels`, an int.
+
+        Without `normalize` pixels stay uint8 where the transform ends with `Normalize`, a quarter of the bytes.
 
         With several views, clips × crops, `pixel_values` are (V, T, C, H, W), the crops of a clip next to each other.
 
@@ -118,7 +128,7 @@ class VideoClips(torch.utils.data.Dataset):
         """
         row = self.dataset[index]
         generator = seeded_generator(self.seed, epoch, index) if self.train else None
-        with open_video(row) as reader:
+        with open_video(row, self.backend) as reader:
             first, num_video_frames = 0, reader.num_frames
             if row.get("start") is not None or row.get("end") is not None:
                 first, num_video_frames = _frames_between(reader, row["start"], row["end"])
@@ -131,15 +141,25 @@ class VideoClips(torch.utils.data.Dataset):
                 self.name(index),
                 self.num_clips,
             )
-        label = row["label"]
-        if self._flip is not None and self._flip.draw(generator):
-            frames_TCHW = frames_TCHW.flip(-1)
-            label = self._flipped_labels.get(label, label)
-        views = [self.transform(clip_TCHW, generator) for clip_TCHW in frames_TCHW.split(self.num_frames)]
-        if self.num_clips == 1:
-            return {"pixel_values": views[0], "labels": label}
+        # the flip is decided here, where the label can follow
+        is_flipped = self._flip is not None and self._flip.draw(generator)
+        label = self._flipped_labels.get(row["label"], row["label"]) if is_flipped else row["label"]
+        views = [
+            self._transformed(clip_TCHW, is_flipped, generator) for clip_TCHW in frames_TCHW.split(self.num_frames)
+        ]
         stack = torch.stack if views[0].ndim == 4 else torch.cat
-        return {"pixel_values": stack(views), "labels": label}
+        pixels = views[0] if self.num_clips == 1 else stack(views)
+        if normalize and self.normalize is not None:
+            pixels = self.normalize(pixels)
+        return {"pixel_values": pixels, "labels": label}
+
+    def _transformed(self, frames_TCHW: torch.Tensor, is_flipped: bool, generator: torch.Generator | None):
+        for part in self._uint8_parts:
+            if not isinstance(part, RandomHorizontalFlip):
+                frames_TCHW = part(frames_TCHW, generator)
+            elif is_flipped:
+                frames_TCHW = frames_TCHW.flip(-1)
+        return frames_TCHW
 
     def view_plan(self) -> str:
         """What evaluating a video takes, in words; the first video is decoded for it."""
@@ -169,15 +189,6 @@ def seeded_generator(*what: object) -> torch.Generator:
     """A generator for one purpose. Hashed, because neighbouring seeds of a generator may give related streams."""
     digest = hashlib.sha256(" ".join(map(str, what)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-def _without_flip(transform: Transform) -> tuple[Transform, RandomHorizontalFlip | None]:
-    """The flip is taken out of a transform and done first, where the label can follow."""
-    if not isinstance(transform, Compose):
-        return transform, None
-    flips = [part for part in transform.transforms if isinstance(part, RandomHorizontalFlip)]
-    rest = tuple(part for part in transform.transforms if not isinstance(part, RandomHorizontalFlip))
-    return (Compose(rest), flips[0]) if len(flips) == 1 else (transform, None)
 
 
 def _flipped_labels(
@@ -216,8 +227,8 @@ def _frames_between(reader, start: float | None, end: float | None) -> tuple[int
 
 
 def collate(clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Batch the items of `VideoClips`: `pixel_values` (B, [V,] T, C, H, W) float32 and `labels` (B,) int64."""
+    """Batch the items of `VideoClips`: `pixel_values` (B, [V,] T, C, H, W) and `labels` (B,) int64."""
     return {
-        "pixel_values": torch.stack([clip["pixel_values"] for clip in clips]),
+        "pixel_values": default_collate([clip["pixel_values"] for clip in clips]),  # a worker's go to shared memory
         "labels": torch.tensor([clip["labels"] for clip in clips], dtype=torch.int64),
     }

@@ -73,7 +73,7 @@ class VideoReader:
     """
 
     def __init__(self, source: VideoSource, *, name: str | None = None):
-        self.name = name or _name_of(source)
+        self.name = name or name_of(source)
         self._reformatter = VideoReformatter()
         self._container, size = _open(source, self.name)
         try:
@@ -323,7 +323,8 @@ def decode_frames(source: VideoSource, indices: Sequence[int]) -> torch.Tensor:
         return video.frames(indices)
 
 
-def _name_of(source: VideoSource) -> str:
+def name_of(source: VideoSource) -> str:
+    """What to call a source in messages."""
     if isinstance(source, bytes):
         return f"<video of {len(source)} bytes>"
     if isinstance(source, str | os.PathLike):

@@ -8,7 +8,7 @@ import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 import pyarrow.parquet as pq
@@ -16,6 +16,10 @@ from datasets import Features
 
 from .decode import VideoDecodeError, VideoReader
 from .frame_folder import FrameFolder
+from .torchcodec_reader import TorchcodecReader
+
+Backend = Literal["pyav", "torchcodec"]
+_READERS = {"pyav": VideoReader, "torchcodec": TorchcodecReader}
 
 # FFmpeg reads more, but in a shard a sample's other files must be told from its video.
 VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "mpeg", "ts", "wmv", "flv", "3gp", "ogv")
@@ -24,26 +28,31 @@ _HEADER_BLOCK = 2**16  # bytes fetched at a time from a remote tar, to hop from 
 _ROW_GROUP_BYTES = 2**28  # compressed videos that a process keeps of the parquet row groups it read last
 
 
-def open_video(row: Mapping[str, Any]) -> VideoReader | FrameFolder:
+def open_video(row: Mapping[str, Any], backend: Backend = "pyav") -> VideoReader | TorchcodecReader | FrameFolder:
     """The video of a row, opened.
 
     Args:
         row: `video` (a dict with `path` and `bytes`), and for shards what the functions below say.
+        backend: who decodes video files.
 
     Raises:
         VideoDecodeError: it cannot be read.
+        ValueError: no such backend.
     """
+    if backend not in _READERS:
+        raise ValueError(f"backend ({backend!r}) must be one of {list(_READERS)}")
+    reader = _READERS[backend]
     path, content = row["video"]["path"], row["video"]["bytes"]
     if content is not None:
-        return VideoReader(content, name=path)
+        return reader(content, name=path)
     if row.get("shard") is not None:
         read = _read_member if row["row_group"] is None else _read_cell
-        return VideoReader(_reading(row["shard"], read, row), name=f"{row['shard']}: {path}")
+        return reader(_reading(row["shard"], read, row), name=f"{row['shard']}: {path}")
     if "://" in path:
-        return VideoReader(_reading(path, _read_url, row), name=path)
+        return reader(_reading(path, _read_url, row), name=path)
     if os.path.isdir(path):
         return FrameFolder(path)
-    return VideoReader(path)
+    return reader(path)
 
 
 def version(row: Mapping[str, Any]) -> str:

@@ -6,27 +6,23 @@ generator to draw from (None: torch's global one). All but `Normalize` take and 
 Shape suffixes: T frame, C channel, H height, W width.
 """
 
-import functools
 import json
 import logging
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch.nn import functional as F
 
 from .augment import ColorJitter, RandAugment, RandomErasing
+from .crops import CenterCrop, Interpolation, RandomResizedCrop, ResizeShortSide, ShortSideJitter, ThreeCrops, uniform
 
 logger = logging.getLogger(__name__)
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-Interpolation = Literal["bilinear", "bicubic"]
 Transform = Callable[[torch.Tensor, torch.Generator | None], torch.Tensor]
 
 
@@ -40,129 +36,6 @@ class Compose:
         for transform in self.transforms:
             frames_TCHW = transform(frames_TCHW, generator)
         return frames_TCHW
-
-
-@dataclass(frozen=True)
-class ResizeShortSide:
-    """Scale so that the shorter side is `size` pixels, keeping the aspect ratio (longer side rounded down)."""
-
-    size: int
-    interpolation: Interpolation = "bilinear"
-
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        height, width = frames_TCHW.shape[-2:]
-        short = min(height, width)
-        new_size = (self.size * height // short, self.size * width // short)
-        return _resize(frames_TCHW, new_size, self.interpolation)
-
-
-@dataclass(frozen=True)
-class CenterCrop:
-    """Cut the middle square of `size` pixels out; both sides must be at least that long."""
-
-    size: int
-
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        height, width = frames_TCHW.shape[-2:]
-        if min(height, width) < self.size:
-            raise ValueError(f"frames of {height}x{width} (height x width) are smaller than the crop ({self.size})")
-        top, left = (height - self.size) // 2, (width - self.size) // 2
-        return frames_TCHW[..., top : top + self.size, left : left + self.size]
-
-
-@dataclass(frozen=True)
-class ThreeCrops:
-    """Cut three squares of `size` pixels out along the longer side: first end, middle, last end.
-
-    Called with (T, C, H, W) it returns (3, T, C, size, size).
-    """
-
-    size: int
-
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        height, width = frames_TCHW.shape[-2:]
-        if min(height, width) < self.size:
-            raise ValueError(f"frames of {height}x{width} (height x width) are smaller than the crops ({self.size})")
-        if height == width == self.size:
-            _say_once("a video of %sx%s pixels is square: its three crops are identical", height, width)
-        tops, lefts = ([(side - self.size) // 2] * 3 for side in (height, width))
-        if height > width:
-            tops = [0, (height - self.size) // 2, height - self.size]
-        else:
-            lefts = [0, (width - self.size) // 2, width - self.size]
-        corners = zip(tops, lefts, strict=True)
-        return torch.stack([frames_TCHW[..., y : y + self.size, x : x + self.size] for y, x in corners])
-
-
-@dataclass(frozen=True)
-class ShortSideJitter:
-    """Scale so that the shorter side has a random number of pixels, then cut a random square out.
-
-    Args:
-        size: side of the square.
-        short_side: smallest and largest shorter side, at least `size`, e.g. (256, 320) for a size of 224.
-        interpolation: how to scale.
-    """
-
-    size: int
-    short_side: tuple[int, int]
-    interpolation: Interpolation = "bilinear"
-
-    def __post_init__(self):
-        if not self.size <= self.short_side[0] <= self.short_side[1]:
-            raise ValueError(f"short_side ({self.short_side}) must be (smallest, largest), both at least {self.size}")
-
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        short = int(torch.randint(self.short_side[0], self.short_side[1] + 1, (), generator=generator))
-        height, width = (side * short // min(frames_TCHW.shape[-2:]) for side in frames_TCHW.shape[-2:])
-        top = int(torch.randint(height - self.size + 1, (), generator=generator))
-        left = int(torch.randint(width - self.size + 1, (), generator=generator))
-        frames_TCHW = _resize(frames_TCHW, (height, width), self.interpolation)
-        return frames_TCHW[..., top : top + self.size, left : left + self.size]
-
-
-@dataclass(frozen=True)
-class RandomResizedCrop:
-    """Cut a random box out and scale it to a square of `size` pixels.
-
-    Args:
-        size: side of the result in pixels.
-        scale: smallest and largest share of the frame's area.
-        ratio: narrowest and widest aspect ratio (width over height) of the box.
-        interpolation: how to scale.
-    """
-
-    size: int
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Interpolation = "bilinear"
-
-    def __post_init__(self):
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale ({self.scale}) must be (smallest, largest) with 0 < smallest <= largest <= 1")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio ({self.ratio}) must be (narrowest, widest) with 0 < narrowest <= widest")
-
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        top, left, height, width = self.box(*frames_TCHW.shape[-2:], generator)
-        crop_TCHW = frames_TCHW[..., top : top + height, left : left + width]
-        return _resize(crop_TCHW, (self.size, self.size), self.interpolation)
-
-    def box(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
-        """A random (top, left, height, width) in pixels inside a frame of that height and width."""
-        log_ratio = (math.log(self.ratio[0]), math.log(self.ratio[1]))
-        for _ in range(10):  # a box drawn too long for the frame is drawn again
-            area = height * width * _uniform(*self.scale, generator)
-            ratio = math.exp(_uniform(*log_ratio, generator))
-            box_height, box_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-            if 0 < box_height <= height and 0 < box_width <= width:
-                top = int(torch.randint(height - box_height + 1, (), generator=generator))
-                left = int(torch.randint(width - box_width + 1, (), generator=generator))
-                return top, left, box_height, box_width
-        # The largest box of an allowed ratio in the middle of the frame.
-        box_height = min(height, max(1, round(width / self.ratio[0])))
-        box_width = min(width, max(1, round(height * self.ratio[1])))
-        return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 @dataclass(frozen=True)
@@ -181,7 +54,7 @@ class RandomHorizontalFlip:
 
     def draw(self, generator: torch.Generator | None) -> bool:
         """Whether to mirror a clip."""
-        return _uniform(0, 1, generator) < self.p
+        return uniform(0, 1, generator) < self.p
 
 
 @dataclass(frozen=True)
@@ -198,8 +71,8 @@ class Normalize:
     def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         if frames_TCHW.shape[-3] != len(self.mean):
             raise ValueError(f"frames have {frames_TCHW.shape[-3]} channels, mean and std have {len(self.mean)}")
-        mean_C11 = torch.tensor(self.mean).view(-1, 1, 1)
-        std_C11 = torch.tensor(self.std).view(-1, 1, 1)
+        mean_C11 = torch.tensor(self.mean, device=frames_TCHW.device).view(-1, 1, 1)
+        std_C11 = torch.tensor(self.std, device=frames_TCHW.device).view(-1, 1, 1)
         frames_TCHW = frames_TCHW.to(torch.float32, memory_format=torch.contiguous_format)
         return frames_TCHW.sub_(mean_C11 * 255).div_(std_C11 * 255)
 
@@ -379,18 +252,3 @@ def _square(size, name) -> int:
     if len(sides) != 1:
         raise ValueError(f"{name}: input size {size} is not square, only square inputs are supported")
     return int(sides.pop())
-
-
-@functools.cache
-def _say_once(message: str, *args) -> None:
-    logger.warning(message, *args)
-
-
-def _resize(frames_TCHW: torch.Tensor, size: tuple[int, int], interpolation: Interpolation) -> torch.Tensor:
-    if frames_TCHW.shape[-2:] == size:
-        return frames_TCHW
-    return F.interpolate(frames_TCHW, size=size, mode=interpolation, antialias=True, align_corners=False)
-
-
-def _uniform(low: float, high: float, generator: torch.Generator | None) -> float:
-    return low + (high - low) * float(torch.rand((), dtype=torch.float64, generator=generator))

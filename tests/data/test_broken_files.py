@@ -1,8 +1,11 @@
 """Damaged files of many kinds: never a crash, a hang or a leak, and never wrong pixels under a label."""
 
+import importlib
+import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
@@ -147,3 +150,29 @@ print(after[0] - before[0], after[1] - before[1])
     ).stdout
     grown_kib, more_files = map(int, output.split())
     assert grown_kib < 8 * 1024 and more_files == 0
+
+
+def test_check_videos(tmp_path, write_video, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    check_videos = importlib.import_module("check_videos")
+    for name in ("run", "sit"):
+        for number in range(3):
+            write_video(tmp_path / "set" / name / f"{number}.mp4", num_frames=5)
+    arguments = [
+        "--train_dir",
+        str(tmp_path / "set"),
+        "--output_file",
+        str(tmp_path / "bad.jsonl"),
+        "--num_workers",
+        "2",
+    ]
+    assert check_videos.main(arguments) == 0
+    assert "all videos can be read" in capsys.readouterr().out and (tmp_path / "bad.jsonl").read_text() == ""
+    for name in ("run/1", "sit/2"):
+        (tmp_path / "set" / f"{name}.mp4").write_bytes(b"torn")
+    assert check_videos.main([*arguments, "--all_frames"]) == 1
+    assert "train: 2 of 6 videos cannot be used (33.33 %)" in capsys.readouterr().out
+    listed = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert [bad["id"] for bad in listed] == [1, 5]
+    assert listed[0]["path"].endswith("run/1.mp4") and "not a video file" in listed[0]["reason"]

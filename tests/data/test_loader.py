@@ -82,34 +82,37 @@ def test_order_depends_on_seed_and_epoch_only(clips):
     assert ids(ClipLoader(clips, batch_size=4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize(("workers_before", "workers_after"), [(0, 0), (2, 2), (0, 2), (2, 0)])
-def test_resume_is_exact(clips, workers_before, workers_after):
+def test_resume_is_exact(clips, workers_before, workers_after, world_size):
     """Killed at random batches, also in the middle of a later epoch: ids and pixels of an uninterrupted run."""
 
-    def make(num_workers=0):
-        return ClipLoader(clips, batch_size=2, shuffle=True, num_workers=num_workers, drop_last=True)
+    def make(rank, num_workers=0):
+        options = {"rank": rank, "world_size": world_size, "num_workers": num_workers, "drop_last": True}
+        return ClipLoader(clips, batch_size=2, shuffle=True, **options)
 
-    whole = make()
-    expected = [batch for _ in range(2) for batch in whole]
-    draw = random.Random(0)
-    for stop in {1, 5, 7, *draw.sample(range(1, 10), 1)}:
-        loader, seen = make(workers_before), []
-        while len(seen) < stop:
-            for batch in loader:
-                seen.append(batch["ids"])
-                if len(seen) == stop:
-                    state = json.loads(json.dumps(loader.state_dict()))
-                    break
-        resumed = make(workers_after)
-        resumed.load_state_dict(state)
-        rest = []
-        for epoch in range(resumed.epoch, 2):
-            resumed.set_epoch(epoch)
-            rest += list(resumed)
-        assert len(seen) + len(rest) == len(expected)
-        for batch, expected_batch in zip(rest, expected[stop:], strict=True):
-            for key in ("ids", "pixel_values", "labels"):
-                assert torch.equal(batch[key], expected_batch[key])
+    draw = random.Random(world_size)
+    for rank in range(world_size):
+        whole = make(rank)
+        expected = [batch for _ in range(3) for batch in whole]
+        for stop in {1, len(whole), *draw.sample(range(2, 3 * len(whole)), 2)}:
+            loader, seen = make(rank, workers_before), []
+            while len(seen) < stop:
+                for batch in loader:
+                    seen.append(batch["ids"])
+                    if len(seen) == stop:
+                        state = json.loads(json.dumps(loader.state_dict()))
+                        break
+            resumed = make(rank, workers_after)
+            resumed.load_state_dict(state)
+            rest = []
+            for epoch in range(resumed.epoch, 3):
+                resumed.set_epoch(epoch)
+                rest += list(resumed)
+            assert len(seen) + len(rest) == len(expected)
+            for batch, expected_batch in zip(rest, expected[stop:], strict=True):
+                for key in ("ids", "pixel_values", "labels"):
+                    assert torch.equal(batch[key], expected_batch[key])
 
 
 def test_resume_on_another_number_of_ranks(clips):
