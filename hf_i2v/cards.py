@@ -279,7 +279,9 @@ def _configuration(adapter, config, facts: CardFacts) -> dict:
             "model_type": config.model_type,
             **{key: getattr(config, key) for key in own if hasattr(config, key)},
         }
-    settings = {key: value for key, value in facts.arguments.items() if not _is_local(value)}
+    settings = {
+        key: value for key, value in facts.arguments.items() if not _is_local(value) and not key.endswith("token")
+    }
     return resolved | ({"training": settings} if settings else {})
 
 
