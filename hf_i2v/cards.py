@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoModel
 
 from .composition import method_to_dict
+from .config import I2VTunerConfig
 from .cost import count_macs, count_parameters
 from .modeling_i2v import I2VConfig, hub_name, pooler_argument
 from .version import __version__
@@ -95,13 +96,10 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
     base = model.get_base_model() if adapter is not None else model
     config = base.config
     num_frames = getattr(config, "num_frames", None) or adapter.num_frames
-    method = "+".join(p.method_name for p in adapter.parts()) if adapter is not None else facts.method
-    methods = (
-        method.split("+") if method else [part["peft_type"].lower() for part in getattr(config, "baked", None) or []]
-    )
+    methods = _methods(adapter, config, facts)
     name = " + ".join(PAPERS[m][0] for m in methods if m in PAPERS) or "Video model"
     base_model = hub_name(getattr(config, "base_model", None) or config.name_or_path)
-    mergeable = set(methods) <= {"zeroi2v", "stdha", "linear_adapter"}
+    mergeable = not set(methods) - {"zeroi2v", "stdha", "linear_adapter", "lora"}
     relation = "adapter" if adapter is not None else "finetune"
     title = (repo_id or f"{name} on {base_model or config.model_type}").split("/", 1)[-1 if repo_id else 0]
 
@@ -110,7 +108,7 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         license=facts.license or "other",
         license_name=None if facts.license else "as-the-base-model",
         library_name="peft" if adapter is not None else "transformers",
-        pipeline_tag="video-classification",
+        pipeline_tag="video-classification" if hasattr(base, "classifier") else "feature-extraction",
         base_model=base_model,
         base_model_relation=relation if base_model else None,
         datasets=[facts.dataset_id] if facts.dataset_id else None,
@@ -127,17 +125,16 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         summary=_summary(name, base_model, num_frames, relation),
         recipe=facts.recipe,
         relation=relation,
+        classifier=hasattr(base, "classifier"),
         repo_id=repo_id or "user/name",
-        base_model=base_model or "the-image-model",
-        num_frames=num_frames,
-        num_labels=config.num_labels if isinstance(config, I2VConfig) else None,
+        loading=_loading(adapter, config, base_model, repo_id or "user/name"),
         finish="merge_and_unload()" if mergeable else "bake()",
         finished_cost=" and needs the MACs of the plain image model and of the classifier" if mergeable else "",
         results=_results(facts),
         view_protocol=one_line(facts.view_protocol or f"one clip of {num_frames} frames per video, one centre crop"),
         cost=_costs(model, config, num_frames, facts),
         merge_error=None if facts.merge_error is None else f"{facts.merge_error:.1e}",
-        configuration=json.dumps(_configuration(adapter, config, facts), indent=2, default=str),
+        configuration=json.dumps(_configuration(adapter, config, facts), indent=2, default=str).replace("```", ""),
         data=_data(facts),
         limits=LIMITS.format(frames=num_frames),
         sources=_sources(methods),
@@ -169,6 +166,38 @@ def merge_error(model: PeftModel, pixel_values: torch.Tensor) -> tuple[nn.Module
 def one_line(text: object) -> str:
     """Text from outside (names, labels) as it may stand in Markdown: one line that opens and closes nothing."""
     return re.sub(r"[\x00-\x1f\x7f`|<>{}\[\]]+", " ", str(text)).strip()[:300]
+
+
+def _methods(adapter: PeftConfig | None, config, facts: CardFacts) -> list[str]:
+    """Names of the methods in the adapter, or in the model."""
+    if isinstance(adapter, I2VTunerConfig):
+        return [part.method_name for part in adapter.parts()]
+    if adapter is not None:  # another tuner of peft
+        return ["stdha"] * bool(getattr(config, "time_offsets", None)) + [adapter.peft_type.value.lower()]
+    if facts.method:
+        return facts.method.split("+")
+    return [method["peft_type"].lower() for method in getattr(config, "baked", None) or []]
+
+
+def _loading(adapter: PeftConfig | None, config, base_model: str | None, repo_id: str) -> str:
+    """The statements that load an adapter, after `import hf_i2v`."""
+    base = base_model or "the-image-model"
+    if not isinstance(config, I2VConfig):
+        model = f'AutoModel.from_pretrained("{base}")'
+    elif isinstance(adapter, I2VTunerConfig):
+        return f'model = hf_i2v.AutoPeftModelForVideoClassification.from_pretrained("{repo_id}")'
+    else:
+        options = f"num_frames={config.num_frames}, num_labels={config.num_labels}"
+        model = f'hf_i2v.I2VForVideoClassification.from_image_model("{base}", {options})'
+        model += f".with_stdha({config.time_offsets})" if config.time_offsets else ""
+    lines = (
+        ["from peft import PeftModel", "from transformers import AutoModel"]
+        if "AutoModel" in model
+        else ["from peft import PeftModel"]
+    )
+    return "\n".join(
+        [*lines, "", f"image_model = {model}", f'model = PeftModel.from_pretrained(image_model, "{repo_id}")']
+    )
 
 
 def _summary(name: str, base_model: str | None, num_frames: int, relation: str) -> str:
@@ -250,12 +279,16 @@ def _configuration(adapter, config, facts: CardFacts) -> dict:
             "model_type": config.model_type,
             **{key: getattr(config, key) for key in own if hasattr(config, key)},
         }
-    settings = {key: value for key, value in facts.arguments.items() if not _is_local(value)}
+    settings = {
+        key: value for key, value in facts.arguments.items() if not _is_local(value) and not key.endswith("token")
+    }
     return resolved | ({"training": settings} if settings else {})
 
 
 def _is_local(value) -> bool:
     """Whether a setting tells something about the machine: a path, a folder, a name of a user."""
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, (list, tuple)):
         return any(map(_is_local, value))
     text = os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 from hub_server import TOKEN, HubServer
+from tiny import write_video
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -23,16 +22,7 @@ def hub():
 
 @pytest.fixture(scope="session")
 def video(tmp_path_factory):
-    """A video whose content changes after its first half."""
-    path = tmp_path_factory.mktemp("video") / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.width = stream.height = 16
-        for t in range(24):
-            frame = np.full((16, 16, 3), 20 if t < 12 else 200, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4")
 
 
 @pytest.fixture(scope="session")

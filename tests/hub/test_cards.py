@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
+from tiny import tiny_image_model
+
+from hf_i2v import I2VForVideoClassification, ZeroI2VConfig
+from hf_i2v.cards import create_card
 
 ROOT = Path(__file__).parent.parent.parent
 CARDS = sorted(path for path in (ROOT / "model_cards").glob("*.md") if path.stem != "README")
@@ -29,3 +34,14 @@ def test_card(path):
     assert not re.search(r"(/home|/tmp|/root|/Users|file://)", card.content)
     (expected,) = re.findall(r"\| expected top-1 \| (.*?) \| (.*?) \|", card.text)
     assert "%" not in expected[0] or expected[1] != "none"  # a figure has a source
+
+
+def test_cards_of_other_tuners_and_of_bare_models(tmp_path):
+    tiny_image_model("clip").save_pretrained(tmp_path / "image")
+    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, num_labels=2).with_stdha()
+    card = create_card(get_peft_model(model, LoraConfig(target_modules=["q_proj"])), repo_id="user/lora")
+    assert {"stdha", "lora"} <= set(card.data.tags) and ".with_stdha([-1, 1])" in card.text
+    adapter = get_peft_model(tiny_image_model("clip"), ZeroI2VConfig(num_frames=4))
+    assert "AutoModel.from_pretrained(" in create_card(adapter).text
+    card = create_card(adapter.merge_and_unload(), repo_id="user/features")
+    assert card.data.pipeline_tag == "feature-extraction" and "pooler_output" in card.text

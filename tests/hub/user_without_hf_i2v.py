@@ -8,7 +8,13 @@ sys.modules["hf_i2v"] = sys.modules["peft"] = None  # any import of them fails f
 
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from transformers import AutoModel, AutoModelForVideoClassification, CLIPVisionModel, pipeline  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForVideoClassification,
+    CLIPVisionModel,
+    pipeline,
+)
 
 torch.set_num_threads(1)
 folder, video = map(Path, sys.argv[1:])
@@ -24,6 +30,7 @@ refusals = []
 for attempt in (
     lambda: AutoModelForVideoClassification.from_pretrained("tester/merged", trust_remote_code=False),
     lambda: AutoModelForVideoClassification.from_pretrained("tester/run", token=False),
+    lambda: AutoModelForImageClassification.from_pretrained("tester/merged", trust_remote_code=True),
 ):
     try:
         attempt()
