@@ -303,13 +303,16 @@ def build_loaders(args: argparse.Namespace, train_clips: VideoClips, eval_clips:
         "max_bad_fraction": args.max_bad_fraction,
         "bad_videos_file": args.output_dir / "bad_videos.jsonl",
         "pin_memory": accelerator.device.type == "cuda",
+        "device": accelerator.device,
     }
+    mixes = args.mixup_alpha or args.cutmix_alpha
     train_loader = ClipLoader(
         train_clips,
         batch_size=args.per_device_train_batch_size,
         shuffle=True,
         shuffle_buffer_size=args.shuffle_buffer_size,
         drop_last=True,
+        mix=Mix(args.num_labels, args.mixup_alpha, args.cutmix_alpha) if mixes else None,
         **common,
     )
     views = math.prod(map(int, args.eval_views.split("x")))
@@ -334,11 +337,8 @@ def check_labels(args: argparse.Namespace, videos) -> list[str]:
 
 def batch_loss(args: argparse.Namespace, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Mean loss of a batch; clips that stand for an unreadable video count nothing."""
-    pixel_values, targets = batch["pixel_values"], batch["labels"]
-    if args.mixup_alpha or args.cutmix_alpha:
-        pixel_values, targets = Mix(args.num_labels, args.mixup_alpha, args.cutmix_alpha)(pixel_values, targets)
-    logits = model(pixel_values=pixel_values).logits.float()
-    loss_B = F.cross_entropy(logits, targets, label_smoothing=args.label_smoothing, reduction="none")
+    logits = model(pixel_values=batch["pixel_values"]).logits.float()
+    loss_B = F.cross_entropy(logits, batch["labels"], label_smoothing=args.label_smoothing, reduction="none")
     return (loss_B * ~batch["is_padding"]).mean()
 
 
@@ -473,7 +473,6 @@ def main(argv: list[str] | None = None) -> None:
         model.train()
         epoch = train_loader.epoch
         for batch in meter.waiting(train_loader):
-            batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
             with accelerator.accumulate(model):
                 loss = batch_loss(args, model, batch)
                 accelerator.backward(loss)

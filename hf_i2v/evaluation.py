@@ -51,7 +51,7 @@ def scores(model: nn.Module, pixel_values: torch.Tensor, clips_per_forward: int 
 def predict(
     accelerator: Accelerator, model: nn.Module, loader, clips_per_forward: int | None = None
 ) -> Predictions | None:
-    """Go through a `ClipLoader` for evaluation with all processes.
+    """Go through a `ClipLoader` for evaluation, which gives batches on the device, with all processes.
 
     Returns:
         The predictions on the main process, None on the others.
@@ -60,14 +60,12 @@ def predict(
     model.eval()
     ids, labels, probabilities = [], [], []
     for batch in tqdm(loader, desc="evaluate", unit="batch", disable=not accelerator.is_local_main_process):
-        pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True)
-        score_BK = scores(model, pixel_values, clips_per_forward)
-        others = (batch[key].to(accelerator.device) for key in ("ids", "labels", "is_padding"))
-        score_BK, id_B, label_B, is_padding_B = accelerator.gather((score_BK, *others))
-        keep_B = ~is_padding_B
-        ids.append(id_B[keep_B].cpu())
-        labels.append(label_B[keep_B].cpu())
-        probabilities.append(score_BK[keep_B].cpu())
+        score_BK = scores(model, batch["pixel_values"], clips_per_forward)
+        batch = accelerator.gather({key: batch[key] for key in ("ids", "labels", "is_padding")} | {"scores": score_BK})
+        keep_B = ~batch["is_padding"]
+        ids.append(batch["ids"][keep_B].cpu())
+        labels.append(batch["labels"][keep_B].cpu())
+        probabilities.append(batch["scores"][keep_B].cpu())
     model.train(was_training)
     if not accelerator.is_main_process:
         return None

@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState, DistributedType, PartialState
 from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-import run_video_cls  # noqa: E402
+import run_video_cls
 
 prepare_state = AcceleratorState.__init__
 make_training_state = run_video_cls.TrainingState
