@@ -55,8 +55,8 @@ def main() -> None:
             )
     text = "\n".join(lines)
     text += (
-        "\n\nMade by `python benchmarks/scaling.py`, which states the assumptions: the last columns are the share of a "
-        f"step spent computing at {SUSTAINED / 1e12:.0f} TFLOP/s, for a network with that much bandwidth per GPU, "
+        "\n\nMade by `python benchmarks/scaling.py`, which states the assumptions: the last columns are the share of "
+        f"a step spent computing at {SUSTAINED / 1e12:.0f} TFLOP/s, for a network with that much bandwidth per GPU, "
         "with no overlap of sending and computing.\n"
     )
     Path(__file__).with_suffix(".md").write_text(text)

@@ -457,8 +457,10 @@ def main(argv: list[str] | None = None) -> None:
         repository = args.hub_model_id or args.output_dir.absolute().name
         uploads = CheckpointUploads(repository, private=args.hub_private_repo, token=args.hub_token)
 
+    averaged = ema.applied if ema else contextlib.nullcontext
+
     def evaluate():
-        with ema.applied() if ema else contextlib.nullcontext():
+        with averaged():
             predictions = predict(accelerator, model, eval_loader, args.per_device_eval_batch_size)
         if predictions:
             metrics = predictions.metrics()
@@ -506,14 +508,15 @@ def main(argv: list[str] | None = None) -> None:
     progress.close()
 
     predictions = evaluate()
-    with ema.applied() if ema else contextlib.nullcontext():
+    folder = args.output_dir / ("model" if args.tuner in ("linear_probe", "full") else "adapter")
+    trained = accelerator.unwrap_model(model)
+    if args.push_to_hub and isinstance(trained, PeftModel):  # a place of this machine says nothing to others
+        trained.peft_config["default"].base_model_name_or_path = base_name(args.model_name_or_path)
+    with averaged():
         weights = accelerator.get_state_dict(model)  # gathered where it is sharded
+        if accelerator.is_main_process:
+            trained.save_pretrained(folder, state_dict=weights)
     if accelerator.is_main_process:
-        folder = args.output_dir / ("model" if args.tuner in ("linear_probe", "full") else "adapter")
-        trained = accelerator.unwrap_model(model)
-        if uploads and isinstance(trained, PeftModel):  # a place of this machine says nothing to others
-            trained.peft_config["default"].base_model_name_or_path = base_name(args.model_name_or_path)
-        trained.save_pretrained(folder, state_dict=weights)
         preprocessing.image_processor().save_pretrained(folder)
         resolved = configuration | {"model_name_or_path": base_name(args.model_name_or_path)}
         (folder / "training_config.yaml").write_text(yaml.safe_dump(resolved))

@@ -4,8 +4,8 @@
         --train_dir data/train --validation_dir data/validation --tuner zeroi2v --num_frames 8 --output_dir runs/first
 
 Options, model, optimiser and clips are those of run_video_cls.py. What the Trainer does its own way: its checkpoints
-(`--resume_from_checkpoint` takes one) read the data again up to where they were, the last, incomplete batch of an epoch is trained
-on, evaluation is of one view, and mixup, cutmix and the averaging of weights are left to run_video_cls.py.
+(`--resume_from_checkpoint` takes one) read the data again up to where they were, the last incomplete batch of an epoch
+is trained on, evaluation is of one view, and mixup, cutmix and the averaging of weights are left to run_video_cls.py.
 """
 
 import json

@@ -8,6 +8,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_image_model
 from training import ROOT, command_line, load_script, write_video, write_video_folders
@@ -77,6 +78,12 @@ def test_everything_at_once(script, arguments, tmp_path, capsys):
     run = tmp_path / "run"
     assert "8 videos to train on, 4 to validate, 2 classes; 4 clips per step, 6 steps" in capsys.readouterr().out
     assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]  # 2 steps an epoch
+
+    saved = load_file(run / "adapter" / "adapter_model.safetensors")
+    checkpoint = load_file(run / "checkpoint-6" / "weights.safetensors")
+    (head,) = (key for key in saved if key.endswith("classifier.weight"))
+    last, averaged = (v for k, v in sorted(checkpoint.items()) if "classifier" in k and k.endswith("weight"))
+    assert torch.equal(saved[head], averaged) and not torch.equal(averaged, last)
 
     events = EventAccumulator(str(run / "logs" / "run_video_cls")).Reload()
     assert [e.step for e in events.Scalars("train_loss")] == [2, 4, 6]
