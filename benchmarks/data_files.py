@@ -36,7 +36,7 @@ def write_video(path: Path, *, codec: str, height: int, width: int, num_frames: 
 
 def make_files(folder: Path) -> dict[str, Path]:
     """The files by name; what is there already is kept."""
-    small, large = {"height": 240, "width": 320, "num_frames": 300}, {"height": 720, "width": 1280, "num_frames": 150}
+    small, large = {"height": 240, "width": 320, "num_frames": 300}, {"height": 720, "width": 1280, "num_frames": 300}
     x264 = {"codec": "libx264", "keyint_min": 1, "sc_threshold": 0}
     wanted = {}
     for gop in (12, 48, 250):

@@ -19,17 +19,18 @@ class FailureLog:
     """Failures of one rank, and through a shared file those of the others.
 
     Args:
-        path: file of JSON lines (`id`, `path`, `reason`, `epoch`) that all ranks append to, or None; one file
-            for each data set.
+        path: file of JSON lines (`id`, `path`, `reason`, `epoch`, `train`) that all ranks append to, or None.
         num_videos: of the whole data set.
+        train: whether it is the data set for training, for that and the one for evaluation may share a file.
         max_bad_fraction: share of bad videos above which `record` raises.
     """
 
-    def __init__(self, path: str | os.PathLike | None, *, num_videos: int, max_bad_fraction: float):
+    def __init__(self, path: str | os.PathLike | None, *, num_videos: int, train: bool, max_bad_fraction: float):
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction ({max_bad_fraction}) must be in [0, 1]")
         self.path = None if path is None else Path(path)
         self.num_videos = num_videos
+        self.train = train
         self.max_bad_fraction = max_bad_fraction
         self.failures: list[dict[str, Any]] = []
         # What earlier runs left in the file stays there, but it may have been repaired and does not count.
@@ -43,6 +44,7 @@ class FailureLog:
         """
         if not failures:
             return
+        failures = [{**failure, "train": self.train} for failure in failures]
         self.failures += failures
         for failure in failures:
             logger.warning("bad video %s: %s", failure["path"], failure["reason"])
@@ -72,4 +74,4 @@ class FailureLog:
             with open(self.path, "rb") as file:
                 file.seek(self._file_start)
                 failures = [json.loads(line) for line in file]
-        return {failure["id"]: failure["reason"] for failure in failures}
+        return {failure["id"]: failure["reason"] for failure in failures if failure["train"] == self.train}

@@ -178,11 +178,11 @@ def _hmdb51(file: Path, root: Path, split: str) -> list[ListedVideo]:
 
 def _files_by_stem(root: Path) -> dict[str, str]:
     """Files (and folders of frames) below a folder by name without suffix: these lists do not name their folder."""
-    found = {}
+    found, frames = {}, {}
     for folder, folders, names in os.walk(root):
-        found = {name: os.path.join(folder, name) for name in folders} | found
-        found |= {Path(name).stem: os.path.join(folder, name) for name in names}
-    return found
+        frames.update((name, os.path.join(folder, name)) for name in folders)
+        found.update((Path(name).stem, os.path.join(folder, name)) for name in names)
+    return frames | found
 
 
 def _without_missing(file: Path, root: Path, found: list[ListedVideo], missing: list[str]) -> list[ListedVideo]:

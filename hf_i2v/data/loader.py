@@ -160,7 +160,9 @@ class ClipLoader:
         self.epoch = 0
         self._taken = 0  # samples of the epoch that all ranks together have taken
         self._start = 0  # where the next iteration starts
-        self._log = FailureLog(bad_videos_file, num_videos=len(clips), max_bad_fraction=max_bad_fraction)
+        self._log = FailureLog(
+            bad_videos_file, num_videos=len(clips), train=clips.train, max_bad_fraction=max_bad_fraction
+        )
         if on_bad_video is None:
             on_bad_video = "substitute" if clips.train else "skip"
         self._sampler = _Keys()
@@ -181,7 +183,7 @@ class ClipLoader:
 
     @property
     def failures(self) -> list[dict[str, Any]]:
-        """The videos that this rank could not read: `id`, `path`, `reason` and `epoch` of each failure."""
+        """The videos that this rank could not read: `id`, `path`, `reason`, `epoch` and `train` of each failure."""
         return self._log.failures
 
     def set_epoch(self, epoch: int) -> None:

@@ -121,8 +121,5 @@ class Packets:
 
 
 def _is_hidden(packet: av.Packet, stream: av.VideoStream) -> bool:
-    """VP8 and VP9 have pictures that are only predicted from; their first byte says so."""
-    name = stream.codec_context.name
-    if name in ("vp8", "libvpx"):
-        return not bytes(memoryview(packet)[:1])[0] >> 4 & 1
-    return False
+    """VP8 has pictures that are only predicted from, in packets of their own; a bit of the first byte says so."""
+    return stream.codec_context.name in ("vp8", "libvpx") and not memoryview(packet)[0] >> 4 & 1

@@ -227,6 +227,11 @@ def test_too_many_bad_videos_stop_the_run(paths, tmp_path, caplog):
         for loader in [ClipLoader(clips, **options, rank=rank) for rank in range(2)]:
             list(loader)  # a rank counts the others' failures through the file
     list(ClipLoader(clips, batch_size=2, bad_videos_file=log, max_bad_fraction=0.2))  # earlier runs do not count
+    evaluation = make_clips(with_broken(paths, tmp_path, {1}), train=False)
+    both = [ClipLoader(c, batch_size=2, bad_videos_file=log, max_bad_fraction=0.2) for c in (clips, evaluation)]
+    for loader in both:  # the other data set's failures in the same file do not count either
+        list(loader)
+    assert [failure["train"] for failure in both[1].failures] == [False]
 
 
 def test_unusable_arguments(clips):

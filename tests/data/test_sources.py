@@ -7,6 +7,7 @@ import logging
 import shutil
 import tarfile
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,11 +23,13 @@ from hf_i2v.data import (
     decode_frames,
     eval_transform,
     load_videos,
+    open_video,
     read_class_names,
     read_list,
     uniform_indices,
     videos_from_args,
 )
+from hf_i2v.data.references import parquet_references, tar_references
 
 LOOK = {"size": 8, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 CLASSES = ["climb", "dive in"]
@@ -329,3 +332,33 @@ def test_nothing_is_logged_about_good_lists(files, tmp_path, caplog):
     (tmp_path / "list.txt").write_text("".join(f"{path} {i}\n" for i, path in files))
     load_videos(train_file=tmp_path / "list.txt")
     assert not caplog.records
+
+
+def test_shards_and_files_elsewhere(files, tmp_path):
+    """Through fsspec, as on the Hub: headers and the ranges of the videos are all that is read of a tar."""
+    write_tar(tmp_path / "a.tar", files)
+    write_parquet(tmp_path / "a.parquet", files)
+    memory = fsspec.filesystem("memory")
+    for name in ("a.tar", "a.parquet"):
+        memory.pipe(f"/shards/{name}", (tmp_path / name).read_bytes())
+    memory.pipe("/video.mp4", files[0][1].read_bytes())
+    tar = tar_references([("memory://shards/a.tar", "")], "video", "label")
+    parquet = parquet_references([("memory://shards/a.parquet", "")], "video", "label")
+    for rows in (list(tar), list(parquet)):
+        for row, (label, path) in zip(rows, files, strict=True):
+            row = {"row_group": None, **row, "video": {"path": row["path"], "bytes": None}}
+            with open_video(row) as video:
+                assert torch.equal(video.frames([0, 4]), decode_frames(path, [0, 4])) and row["label"] == str(label)
+    with open_video({"video": {"path": "memory://video.mp4", "bytes": None}}) as video:
+        assert video.num_frames == 5
+    memory.rm("/shards/a.tar")
+    with pytest.raises(VideoDecodeError, match=r"memory://shards/a\.tar: cannot be read"):
+        open_video(
+            {
+                **rows[0],
+                "shard": "memory://shards/a.tar",
+                "row_group": None,
+                "size": 9,
+                "video": {"path": "x", "bytes": None},
+            }
+        )
