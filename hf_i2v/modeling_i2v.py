@@ -158,7 +158,9 @@ class I2VModel(I2VPreTrainedModel):
         backbone = find_backbone(self.image_model)
         to_video(backbone)
         self.image_model.pooling = config.pooling
-        config.feature_reads_prefix |= self.image_model.feature_reads_prefix  # which nothing can try on the meta device
+        config.feature_reads_prefix |= (
+            self.image_model.feature_reads_prefix
+        )  # which nothing can try on the meta device
         self.image_model.feature_reads_prefix = config.feature_reads_prefix
         self.shift_as_configured()
         if config.temporal_embedding and backbone.embeddings.temporal_embedding is None:
