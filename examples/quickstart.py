@@ -125,7 +125,6 @@ def main(argv: list[str] | None = None) -> None:
         f"(temporal embedding {temporal:,}, head {head:,}) and {video.macs - plain.macs:+,} MACs (head)"
     )
     merged.save_pretrained(output_dir / "merged")
-    preprocessing.image_processor().save_pretrained(output_dir / "merged")
 
     step(6, "used: in a new process, by people who only know transformers")
     video_file = sorted((videos / "validation" / "moves_left").glob("*.mp4"))[0]

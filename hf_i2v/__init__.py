@@ -6,32 +6,24 @@ from .backbones import UnsupportedBackboneError
 from .composition import ComposedConfig
 from .config import I2VTunerConfig
 from .convert import load_released_checkpoint, to_released_state_dict
-from .methods.aim import AIMConfig
-from .methods.inti import InTIConfig
-from .methods.linear_adapter import LinearAdapterConfig
-from .methods.m_adapter import MAdapterConfig
-from .methods.st_adapter import STAdapterConfig
-from .methods.stdha import STDHAConfig
-from .methods.zeroi2v import ZeroI2VConfig
+from .methods import (
+    METHODS,
+    AIMConfig,
+    InTIConfig,
+    LinearAdapterConfig,
+    MAdapterConfig,
+    STAdapterConfig,
+    STDHAConfig,
+    ZeroI2VConfig,
+)
 from .modeling_i2v import I2VConfig, I2VForVideoClassification, I2VModel
-from .registration import register_method, register_pipeline
+from .registration import register_auto_classes, register_method, register_pipeline
 from .tuner import I2VTuner
 from .version import __version__
 
-METHODS = {  # configuration classes by the name of the method
-    config.method_name: config
-    for config in (
-        ZeroI2VConfig,
-        STDHAConfig,
-        LinearAdapterConfig,
-        STAdapterConfig,
-        AIMConfig,
-        InTIConfig,
-        MAdapterConfig,
-    )
-}
 for _config in (*METHODS.values(), ComposedConfig):
     register_method(_config, I2VTuner)
+register_auto_classes(I2VConfig, I2VModel, I2VForVideoClassification)
 register_pipeline()
 
 __all__ = [

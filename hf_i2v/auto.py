@@ -4,7 +4,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoConfig
 
 from .config import I2VTunerConfig
-from .modeling_i2v import I2VForVideoClassification
+from .modeling_i2v import I2VForVideoClassification, check_finite
 
 
 class AutoPeftModelForVideoClassification:
@@ -35,12 +35,13 @@ class AutoPeftModelForVideoClassification:
             The adapter on its base, with the classifier and the label names that it was saved with.
 
         Raises:
-            ValueError: not an adapter of hf_i2v, one without a classifier, or one whose base cannot be rebuilt.
+            ValueError: not an adapter of hf_i2v, one without a classifier, or one whose base cannot be rebuilt; or a
+                weight that is not finite.
         """
         if config is None:
             config = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
         base = _base_model(config, str(pretrained_model_name_or_path), kwargs)
-        return PeftModel.from_pretrained(
+        model = PeftModel.from_pretrained(
             base,
             pretrained_model_name_or_path,
             adapter_name=adapter_name,
@@ -50,6 +51,8 @@ class AutoPeftModelForVideoClassification:
             low_cpu_mem_usage=low_cpu_mem_usage,
             **kwargs,
         )
+        check_finite(dict(model.named_parameters()), pretrained_model_name_or_path)
+        return model
 
 
 def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoClassification:

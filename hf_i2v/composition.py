@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field, fields
 
 from peft import PeftConfig
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from .backbones import Backbone
 from .config import I2VTunerConfig
-from .registration import register_peft_type
+from .methods import METHODS
 
 
 @dataclass
@@ -88,9 +87,16 @@ def compose(first: I2VTunerConfig, second: I2VTunerConfig) -> ComposedConfig:
 
 
 def config_from_dict(config: dict) -> I2VTunerConfig:
-    """A method's configuration from its `to_dict()`, or from `method_to_dict`."""
+    """A method's configuration from its `to_dict()`, or from `method_to_dict`.
+
+    Raises:
+        ValueError: it is of no method that we know.
+    """
     config = dict(config)
-    return PEFT_TYPE_TO_CONFIG_MAPPING[register_peft_type(config.pop("peft_type"))](**config)
+    name = str(config.pop("peft_type", "")).lower().rpartition(".")[2]
+    if name not in METHODS:
+        raise ValueError(f"The method {name!r} is none of {list(METHODS)}; a newer version of hf_i2v may know it.")
+    return METHODS[name](**config)
 
 
 def method_to_dict(config: I2VTunerConfig) -> dict:

@@ -17,7 +17,7 @@ from .config import I2VTunerConfig
 from .methods.aim import AIMConfig
 from .methods.st_adapter import STAdapterConfig
 from .methods.zeroi2v import ZeroI2VConfig
-from .modeling_i2v import I2VConfig, I2VForVideoClassification
+from .modeling_i2v import I2VConfig, I2VForVideoClassification, check_finite
 
 BASE = "base_model.model."
 IMAGE = BASE + "i2v.image_model."
@@ -68,11 +68,13 @@ def load_released_checkpoint(
         The model in eval mode; its classifier and final norm are the checkpoint's too.
 
     Raises:
-        ValueError: an unknown method; or keys that are missing, left over or of the wrong shape, all listed.
+        ValueError: an unknown method; or keys that are missing, left over or of the wrong shape, all listed; or
+            weights that are not finite.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} must be one of {list(METHODS)}")
     state = _tensors(path_or_state_dict)
+    check_finite(state, "The checkpoint")
     try:
         config = _tuner_config(method, state, options)
         model_config = _model_config(method, state, num_heads, config.num_frames)

@@ -1,26 +1,65 @@
 """The artefact that goes to the Hub: an image model's weights and what makes it a video model, in one folder."""
 
+import os
+from dataclasses import asdict
 from typing import Literal
 
 import torch
-from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
-    AutoModelForVideoClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.configuration_utils import SubConfigSpec
+from transformers.configuration_utils import SubConfigSpec, strict
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.utils import logging
 
 from .backbones import Backbone, find_backbone
 from .composition import config_from_dict
+from .data.transforms import Preprocessing, preprocessing_from_pretrained
 from .methods.stdha import STDHAConfig, check_time_offsets, trim
+from .remote_code import write_remote_code
 from .video import VideoEmbeddings, to_video
+
+logger = logging.get_logger(__name__)
+
+SIZE_LIMITS = {  # far above any model that is known
+    "num_frames": 4096,
+    "num_labels": 1_000_000,
+    "hidden_size": 65_536,
+    "intermediate_size": 262_144,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 1024,
+    "image_size": 8192,
+    "patch_size": 8192,
+    "num_channels": 1024,
+    "num_register_tokens": 4096,
+}
+MAX_PARAMETERS = 100_000_000_000
+
+
+def check_limit(name: str, value, limit: int) -> None:
+    """Raise ValueError if a size, or one in a list of sizes, is not between 0 and `limit`."""
+    for size in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(size, (int, float)) and not -limit <= size <= limit:
+            raise ValueError(f"{name} ({size}) is refused: at most {limit} is believable.")
+
+
+def check_finite(tensors: dict[str, torch.Tensor], source) -> None:
+    """Raise ValueError if a weight is NaN or infinite. Quantised ones and those without memory are not looked at."""
+    broken = [
+        name
+        for name, tensor in tensors.items()
+        if type(tensor.data) is torch.Tensor and not (tensor.is_meta or torch.isfinite(tensor).all())
+    ]
+    if broken:
+        raise ValueError(f"{source} is refused: NaN or infinite values in {len(broken)} weights, {broken[:3]} …")
 
 
 @strict
@@ -36,6 +75,9 @@ class I2VConfig(PreTrainedConfig):
         baked: configurations of the methods whose modules are part of the model.
         add_pooling_layer: whether the image model has the pooler that ViT has as an option.
         classifier_dropout: dropout before the classifier.
+        base_model: the image model's name on the Hub, if it has one.
+        preprocessing: size, mean, std and interpolation of `hf_i2v.data.Preprocessing`, which the model's processors
+            are made from when it is saved.
         feature_reads_prefix: whether the image model's feature depends on its CLS (and register) tokens only, so that
             the last block's MLP can leave out the patches; found by trying when the model is made.
     """
@@ -51,17 +93,48 @@ class I2VConfig(PreTrainedConfig):
     baked: list | None = None
     add_pooling_layer: bool = False
     classifier_dropout: float | int = 0.5
+    base_model: str | None = None
+    preprocessing: dict | None = None
     feature_reads_prefix: bool = False
 
     def __post_init__(self, **kwargs):
+        if __package__ == "hf_i2v":  # the pipeline is registered; the code beside the weights is for those without us
+            kwargs.pop("custom_pipelines", None)
         if isinstance(self.image_config, PreTrainedConfig):  # keep the kernel that the image model was loaded with
             kwargs.setdefault("attn_implementation", self.image_config._attn_implementation)
+        check_limit("num_labels", kwargs.get("num_labels"), SIZE_LIMITS["num_labels"])  # each gets a name right away
         super().__post_init__(**kwargs)
         self.image_config.name_or_path = ""  # a path of the machine it was made on
 
     @property
     def hidden_size(self) -> int:
         return self.image_config.hidden_size
+
+    def validate_sizes(self):
+        """A configuration from anywhere must not make a machine allocate, or loop, without end."""
+        for name, limit in SIZE_LIMITS.items():
+            check_limit(name, getattr(self, name, None), limit)
+            check_limit(f"image_config.{name}", getattr(self.image_config, name, None), limit)
+        for method in self.baked or []:
+            for name, value in method.items():
+                check_limit(f"baked {name}", value, 64 if name.endswith("_ratio") else SIZE_LIMITS["hidden_size"])
+
+    def validate_labels(self):
+        """A label is shown, and may be used to name a file: it must be a plain line of text, and no path out."""
+        for label in (self.id2label or {}).values():
+            parts = str(label).replace("\\", "/").split("/")
+            if len(str(label)) > 500 or not str(label).isprintable() or ".." in parts or parts[0] in ("", "~"):
+                raise ValueError(
+                    f"The label {str(label)[:60]!r} is refused: labels are printable lines of at most 500 characters "
+                    "that do not read like a path to somewhere else."
+                )
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As everywhere in transformers; also saves the code that can read it, and the processors."""
+        super().save_pretrained(save_directory, **kwargs)
+        write_remote_code(save_directory)
+        if self.preprocessing is not None:
+            Preprocessing(**self.preprocessing).save_processors(save_directory, num_frames=self.num_frames)
 
     def describe_time(self, model: nn.Module) -> None:
         """Take over how the video backbone inside `model` is made and what it does in time."""
@@ -105,6 +178,26 @@ class I2VPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool = True, **kwargs):
+        """As everywhere in transformers, but from safetensors only.
+
+        Raises:
+            ValueError: a weight is not finite.
+            OSError: there are no weights in safetensors.
+        """
+        kwargs["use_safetensors"] = use_safetensors
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_finite(dict(model.named_parameters()), pretrained_model_name_or_path)
+        return loaded
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        from .cards import write_card  # transformers has just put its own, empty card there
+
+        write_card(self, working_dir, repo_id=repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """The image model's patch embedding, whose output gradient checkpointing makes require a gradient."""
@@ -167,6 +260,7 @@ class I2VModel(I2VPreTrainedModel):
             backbone.embeddings.temporal_embedding = nn.Parameter(torch.zeros(config.num_frames, backbone.hidden_size))
         if not self.image_model.baked_methods:
             _add_baked_modules(config, backbone)
+        check_limit("number of parameters", sum(p.numel() for p in self.parameters()), MAX_PARAMETERS)
         self._no_split_modules = list(getattr(self.image_model, "_no_split_modules", None) or [])
         self.post_init()
 
@@ -233,12 +327,20 @@ class I2VForVideoClassification(I2VPreTrainedModel):
             UnsupportedBackboneError: it is no vision transformer that can be adapted.
         """
         image_model = _pretrained_image_model(pretrained_model_name_or_path, allow_random_base, kwargs)
+        if id2label is not None and label2id is None:
+            label2id = {name: i for i, name in id2label.items()}
         labels = {"id2label": id2label, "label2id": label2id}
         labels = {key: value for key, value in labels.items() if value is not None}
         if id2label is None and num_labels is not None:
             labels["num_labels"] = num_labels
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
         config = I2VConfig(
-            image_config=image_model.config, num_frames=num_frames, classifier_dropout=classifier_dropout, **labels
+            image_config=image_model.config,
+            num_frames=num_frames,
+            classifier_dropout=classifier_dropout,
+            base_model=hub_name(pretrained_model_name_or_path),
+            preprocessing=_preprocessing(pretrained_model_name_or_path, **hub),
+            **labels,
         )
         keep_from_initialisation(image_model)
         model = cls(config, image_model).to(image_model.dtype).eval()
@@ -294,11 +396,11 @@ def _add_baked_modules(config: I2VConfig, backbone: Backbone) -> None:
 
 
 def _image_model(config: I2VConfig) -> nn.Module:
-    pooler = _pooler_argument(type(config.image_config), config.add_pooling_layer)
+    pooler = pooler_argument(type(config.image_config), config.add_pooling_layer)
     return AutoModel.from_config(config.image_config, **pooler)
 
 
-def _pooler_argument(config_class: type, add_pooling_layer: bool) -> dict:
+def pooler_argument(config_class: type, add_pooling_layer: bool) -> dict:
     """The argument by which ViT takes or leaves its pooler; {} for models that have no such choice."""
     takes_it = "add_pooling_layer" in MODEL_MAPPING[config_class].__init__.__code__.co_varnames
     return {"add_pooling_layer": add_pooling_layer} if takes_it else {}
@@ -310,7 +412,7 @@ def _pretrained_image_model(name: str, allow_random_base: bool, kwargs: dict) ->
     if config_class not in MODEL_MAPPING:
         raise ValueError(f"{name} holds a {config.model_type!r} model, which transformers has no image model for.")
     model_class = MODEL_MAPPING[config_class]
-    kwargs |= _pooler_argument(config_class, False)  # no part of the published heads, nor of many checkpoints
+    kwargs |= pooler_argument(config_class, False)  # no part of the published heads, nor of many checkpoints
     image_model, info = model_class.from_pretrained(
         name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
@@ -326,6 +428,21 @@ def _pretrained_image_model(name: str, allow_random_base: bool, kwargs: dict) ->
     return image_model
 
 
-AutoConfig.register("i2v", I2VConfig, exist_ok=True)
-AutoModel.register(I2VConfig, I2VModel, exist_ok=True)
-AutoModelForVideoClassification.register(I2VConfig, I2VForVideoClassification, exist_ok=True)
+def _preprocessing(name: str, **hub) -> dict | None:
+    """How the image model wants its pixels; None where our processors cannot do it (an input that is not square)."""
+    try:
+        return asdict(preprocessing_from_pretrained(name, **hub))
+    except ValueError as error:
+        logger.warning("%s: no processors will be saved with the video model.", error)
+        return None
+
+
+def hub_name(name: str | None) -> str | None:
+    """`name` if it can be a repository on the Hub; None for a local path, which nothing that is published may show."""
+    if not name or os.path.exists(name):
+        return None
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError:
+        return None
+    return str(name)

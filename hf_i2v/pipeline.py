@@ -3,7 +3,6 @@
 from transformers import VideoClassificationPipeline
 
 from .data import VideoReader, uniform_indices
-from .modeling_i2v import I2VConfig
 
 
 class I2VVideoClassificationPipeline(VideoClassificationPipeline):
@@ -11,11 +10,11 @@ class I2VVideoClassificationPipeline(VideoClassificationPipeline):
     first frames. Any other model, and a `frame_sampling_rate`, get what transformers does."""
 
     def check_model_type(self, supported_models):
-        if not isinstance(self.model.config, I2VConfig):  # transformers knows its own models only
+        if self.model.config.model_type != "i2v":  # transformers knows its own models only
             super().check_model_type(supported_models)
 
     def preprocess(self, video, num_frames=None, frame_sampling_rate=None):
-        if not isinstance(self.model.config, I2VConfig) or frame_sampling_rate is not None or self.video_processor:
+        if self.model.config.model_type != "i2v" or frame_sampling_rate is not None:
             return super().preprocess(video, num_frames, frame_sampling_rate or 1)
         if isinstance(video, str) and video.startswith(("http://", "https://")):
             from huggingface_hub.utils import httpx
@@ -28,4 +27,8 @@ class I2VVideoClassificationPipeline(VideoClassificationPipeline):
                 num_video_frames=reader.num_frames, num_frames=num_frames or self.model.config.num_frames
             )
             frames_TCHW = reader.frames(indices)
-        return self.image_processor(list(frames_TCHW.numpy()), return_tensors="pt").to(self.dtype)
+        if self.video_processor is not None:
+            inputs = self.video_processor([frames_TCHW], do_sample_frames=False, return_tensors="pt")
+        else:
+            inputs = self.image_processor(list(frames_TCHW.numpy()), return_tensors="pt")
+        return inputs.to(self.dtype)

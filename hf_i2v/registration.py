@@ -1,7 +1,8 @@
-"""Makes us known: the tuner types to peft (the only place that touches its enum), the pipeline to transformers."""
+"""Makes us known: tuner types to peft (the only place that touches its enum), models and pipeline to transformers."""
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, register_peft_method
+from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
 
@@ -37,6 +38,13 @@ def register_method(config_cls: type, model_cls: type) -> None:
             name=config_cls.method_name, config_cls=config_cls, model_cls=model_cls, prefix=model_cls.prefix
         )
     assert PEFT_TYPE_TO_TUNER_MAPPING[peft_type] is model_cls
+
+
+def register_auto_classes(config_cls: type, model_cls: type, classifier_cls: type) -> None:
+    """`AutoConfig`, `AutoModel` and `AutoModelForVideoClassification` know the video models."""
+    AutoConfig.register(config_cls.model_type, config_cls, exist_ok=True)
+    AutoModel.register(config_cls, model_cls, exist_ok=True)
+    AutoModelForVideoClassification.register(config_cls, classifier_cls, exist_ok=True)
 
 
 def register_pipeline() -> None:

@@ -2,11 +2,9 @@
 
 import dataclasses
 
-import av
-import numpy as np
 import pytest
 from peft import get_peft_model
-from tiny import randomize_adapter, tiny_image_model
+from tiny import randomize_adapter, tiny_image_model, write_video
 from transformers import (
     VideoClassificationPipeline,
     VideoMAEConfig,
@@ -22,17 +20,8 @@ from hf_i2v.pipeline import I2VVideoClassificationPipeline
 
 @pytest.fixture
 def video(tmp_path):
-    """A video whose content changes after its first half, in the layout of a data set."""
-    path = tmp_path / "data" / "down" / "clip.mp4"
-    path.parent.mkdir(parents=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.width = stream.height = 16
-        for t in range(24):
-            frame = np.full((16, 16, 3), 20 if t < 12 else 200, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    """A video in the layout of a data set."""
+    return write_video(tmp_path / "data" / "down" / "clip.mp4")
 
 
 def test_pipeline_and_training_see_the_same_clip(tmp_path, video):

@@ -1,5 +1,9 @@
 """Tiny models built in code, and how tests fill an adapter with weights that matter."""
 
+from pathlib import Path
+
+import av
+import numpy as np
 import torch
 from transformers import (
     CLIPVisionConfig,
@@ -67,3 +71,16 @@ def per_frame_feature(image_model: torch.nn.Module, pixels_BTChw: torch.Tensor) 
     """What the untouched image model gives, averaged over the frames, (B, D)."""
     outputs = image_model(pixels_BTChw.flatten(0, 1))
     return outputs.pooler_output.unflatten(0, pixels_BTChw.shape[:2]).mean(1)
+
+
+def write_video(path: Path) -> Path:
+    """A video of 24 frames, 16×16, dark in its first half and light in its second."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 16
+        for t in range(24):
+            frame = np.full((16, 16, 3), 20 if t < 12 else 200, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path

@@ -6,10 +6,12 @@ generator to draw from (None: torch's global one). All but `Normalize` take and 
 Shape suffixes: T frame, C channel, H height, W width.
 """
 
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -159,13 +161,34 @@ class Preprocessing:
         """The same preprocessing as a transformers image processor for lists of frames, to be saved beside a model."""
         from transformers import VideoMAEImageProcessor
 
-        return VideoMAEImageProcessor(
-            size={"shortest_edge": self.size},
-            crop_size={"height": self.size, "width": self.size},
-            image_mean=list(self.mean),
-            image_std=list(self.std),
-            resample={"bilinear": 2, "bicubic": 3}[self.interpolation],  # PIL's numbers
-        )
+        return VideoMAEImageProcessor(**self._processor_arguments())
+
+    def save_processors(self, folder: str | os.PathLike, *, num_frames: int) -> None:
+        """Save an image processor, for any machine, and a video processor, for those that have torchvision.
+
+        The video processor can be described, not made, without torchvision. Used outside of our pipeline it spreads
+        `num_frames` frames over the whole video. Files that are there already are left alone.
+        """
+        folder = Path(folder)
+        if not (folder / "preprocessor_config.json").exists():
+            self.image_processor().save_pretrained(folder)
+        video = folder / "video_preprocessor_config.json"
+        if not video.exists():
+            kind = {
+                "video_processor_type": "VideoMAEVideoProcessor",
+                "do_sample_frames": True,
+                "num_frames": num_frames,
+            }
+            video.write_text(json.dumps({**kind, **self._processor_arguments()}, indent=2) + "\n")
+
+    def _processor_arguments(self) -> dict:
+        return {
+            "size": {"shortest_edge": self.size},
+            "crop_size": {"height": self.size, "width": self.size},
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "resample": {"bilinear": 2, "bicubic": 3}[self.interpolation],  # PIL's numbers
+        }
 
 
 def preprocessing_from_pretrained(model_name_or_path: str | os.PathLike, **kwargs) -> Preprocessing:

@@ -1,0 +1,22 @@
+"""The methods, one file each."""
+
+from .aim import AIMConfig
+from .inti import InTIConfig
+from .linear_adapter import LinearAdapterConfig
+from .m_adapter import MAdapterConfig
+from .st_adapter import STAdapterConfig
+from .stdha import STDHAConfig
+from .zeroi2v import ZeroI2VConfig
+
+METHODS = {  # configuration classes by the name of the method
+    config.method_name: config
+    for config in (
+        ZeroI2VConfig,
+        STDHAConfig,
+        LinearAdapterConfig,
+        STAdapterConfig,
+        AIMConfig,
+        InTIConfig,
+        MAdapterConfig,
+    )
+}

@@ -67,7 +67,7 @@ class TimeShiftConfig:
     `set_attn_implementation` keeps working and cannot switch STDHA off.
     """
 
-    _attn_implementation = "stdha"
+    _attn_implementation = f"stdha ({__name__})"  # a copy of this module beside a model has a kernel of its own
 
     def __init__(self, attention: nn.Module):
         self.wrapped = attention.config
@@ -103,7 +103,7 @@ def stdha_attention(module, query, key, value, attention_mask, **kwargs):
     return kernel(module, query, key, value, attention_mask, **kwargs)
 
 
-AttentionInterface.register("stdha", stdha_attention)
+AttentionInterface.register(TimeShiftConfig._attn_implementation, stdha_attention)
 
 
 def default_time_offsets(num_heads: int, num_frames: int) -> list[int]:

@@ -1,0 +1,318 @@
+"""Model cards from facts: what code can count is counted, what training knows is handed in, nothing is invented."""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import AutoModel
+
+from .composition import method_to_dict
+from .config import I2VTunerConfig
+from .cost import count_macs, count_parameters
+from .modeling_i2v import I2VConfig, hub_name, pooler_argument
+from .version import __version__
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+PAPERS = {
+    "zeroi2v": ("ZeroI2V", "2310.01324"),
+    "stdha": ("ZeroI2V's STDHA", "2310.01324"),
+    "linear_adapter": ("ZeroI2V's linear adapters", "2310.01324"),
+    "st_adapter": ("ST-Adapter", "2206.13559"),
+    "aim": ("AIM", "2302.03024"),
+    "inti": ("InTI", "2408.06840"),
+    "m_adapter": ("M-adapter", None),
+}
+LIMITS = """\
+It names what happens in a short, trimmed video, as one of the classes it was trained on; it always names one, also for
+a video that shows none of them. It sees {frames} frames at a time: what happens between them is not seen, and a short
+action in a long video may be missed. It has the biases of its image model and of the videos it was trained on. Not
+meant for identifying or judging people."""
+
+
+@dataclass
+class CardFacts:
+    """What a card says beyond the model itself. Whatever is not known stays out of the card.
+
+    Args:
+        method: name of the method, for a merged model, which does not show it any more ("zeroi2v", "st_adapter+inti").
+        dataset: the data set's name; `dataset_id`: its name on the Hub.
+        fingerprint: of the training files, see `dataset_fingerprint`.
+        num_train_videos, num_eval_videos, failures: how many videos there were, and could not be read.
+        metrics: measured on the evaluation videos, "accuracy" and so on, as shares of 1.
+        published: rows (metric, value, source) quoted from papers.
+        view_protocol: clips and crops per video in the evaluation.
+        trained_parameters: of a merged model, which does not show any more what was trained.
+        merge_error: largest difference of a logit before and after merging, see `merge_error`.
+        arguments: further resolved settings; local paths among them are left out.
+        license: of the weights. None: what the base model's licence says.
+        recipe: the file, for the card of a recipe that was not run.
+        measure_latency: time a forward pass of this model and of the plain image model.
+    """
+
+    method: str | None = None
+    dataset: str | None = None
+    dataset_id: str | None = None
+    fingerprint: str | None = None
+    num_train_videos: int | None = None
+    num_eval_videos: int | None = None
+    failures: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    published: list[tuple[str, str, str]] = field(default_factory=list)
+    view_protocol: str | None = None
+    trained_parameters: int | None = None
+    merge_error: float | None = None
+    arguments: dict = field(default_factory=dict)
+    license: str | None = None
+    measure_latency: bool = False
+    recipe: str | None = None
+
+
+def write_card(
+    model: nn.Module, folder: str | os.PathLike, facts: CardFacts | None = None, repo_id: str | None = None
+):
+    """Write `README.md` for a model or adapter that is saved in `folder`. Arguments as in `create_card`."""
+    create_card(model, facts, repo_id).save(Path(folder) / "README.md")
+
+
+def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str | None = None) -> ModelCard:
+    """The card of a merged or baked model, or of a `PeftModel` (then of its active adapter).
+
+    Args:
+        model: an `I2VForVideoClassification` or `I2VModel`, or a `PeftModel` over one or over an image model.
+        facts: what only the training knows.
+        repo_id: where it will be ("user/name"); for the snippets and the title.
+    """
+    facts = facts or CardFacts()
+    adapter = model.active_peft_config if isinstance(model, PeftModel) else None
+    base = model.get_base_model() if adapter is not None else model
+    config = base.config
+    num_frames = getattr(config, "num_frames", None) or adapter.num_frames
+    methods = _methods(adapter, config, facts)
+    name = " + ".join(PAPERS[m][0] for m in methods if m in PAPERS) or "Video model"
+    base_model = hub_name(getattr(config, "base_model", None) or config.name_or_path)
+    mergeable = not set(methods) - {"zeroi2v", "stdha", "linear_adapter", "lora"}
+    relation = "adapter" if adapter is not None else "finetune"
+    title = (repo_id or f"{name} on {base_model or config.model_type}").split("/", 1)[-1 if repo_id else 0]
+
+    card_data = ModelCardData(
+        language="en",
+        license=facts.license or "other",
+        license_name=None if facts.license else "as-the-base-model",
+        library_name="peft" if adapter is not None else "transformers",
+        pipeline_tag="video-classification" if hasattr(base, "classifier") else "feature-extraction",
+        base_model=base_model,
+        base_model_relation=relation if base_model else None,
+        datasets=[facts.dataset_id] if facts.dataset_id else None,
+        metrics=sorted(facts.metrics) or None,
+        tags=["hf_i2v", "video", *methods],
+        model_name=title if facts.metrics else None,
+        eval_results=_eval_results(facts) or None,
+        ignore_metadata_errors=False,
+    )
+    return ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        title=one_line(title),
+        summary=_summary(name, base_model, num_frames, relation),
+        recipe=facts.recipe,
+        relation=relation,
+        classifier=hasattr(base, "classifier"),
+        repo_id=repo_id or "user/name",
+        loading=_loading(adapter, config, base_model, repo_id or "user/name"),
+        finish="merge_and_unload()" if mergeable else "bake()",
+        finished_cost=" and needs the MACs of the plain image model and of the classifier" if mergeable else "",
+        results=_results(facts),
+        view_protocol=one_line(facts.view_protocol or f"one clip of {num_frames} frames per video, one centre crop"),
+        cost=_costs(model, config, num_frames, facts),
+        merge_error=None if facts.merge_error is None else f"{facts.merge_error:.1e}",
+        configuration=json.dumps(_configuration(adapter, config, facts), indent=2, default=str).replace("```", ""),
+        data=_data(facts),
+        limits=LIMITS.format(frames=num_frames),
+        sources=_sources(methods),
+    )
+
+
+def dataset_fingerprint(files: Iterable[str | os.PathLike], root: str | os.PathLike) -> str:
+    """A hash of the files' names (below `root`) and sizes, the same on every machine and in every order."""
+    rows = sorted(f"{Path(file).relative_to(root).as_posix()}\0{os.path.getsize(file)}\n" for file in files)
+    return hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def merge_error(model: PeftModel, pixel_values: torch.Tensor) -> tuple[nn.Module, float]:
+    """Merge an adapter (or bake it, where it cannot be merged) and say how far its output moved.
+
+    Returns:
+        The model, in eval mode, and the largest difference of a logit on `pixel_values` (B, T, C, h, w).
+    """
+    before = model.eval()(pixel_values)[0]
+    try:
+        merged = model.merge_and_unload()
+    except ValueError:  # no linear map of the weights
+        merged = model.base_model.bake()
+    after = merged.eval()(pixel_values)[0]
+    return merged, (after - before).abs().max().item()
+
+
+def one_line(text: object) -> str:
+    """Text from outside (names, labels) as it may stand in Markdown: one line that opens and closes nothing."""
+    return re.sub(r"[\x00-\x1f\x7f`|<>{}\[\]]+", " ", str(text)).strip()[:300]
+
+
+def _methods(adapter: PeftConfig | None, config, facts: CardFacts) -> list[str]:
+    """Names of the methods in the adapter, or in the model."""
+    if isinstance(adapter, I2VTunerConfig):
+        return [part.method_name for part in adapter.parts()]
+    if adapter is not None:  # another tuner of peft
+        return ["stdha"] * bool(getattr(config, "time_offsets", None)) + [adapter.peft_type.value.lower()]
+    if facts.method:
+        return facts.method.split("+")
+    return [method["peft_type"].lower() for method in getattr(config, "baked", None) or []]
+
+
+def _loading(adapter: PeftConfig | None, config, base_model: str | None, repo_id: str) -> str:
+    """The statements that load an adapter, after `import hf_i2v`."""
+    base = base_model or "the-image-model"
+    if not isinstance(config, I2VConfig):
+        model = f'AutoModel.from_pretrained("{base}")'
+    elif isinstance(adapter, I2VTunerConfig):
+        return f'model = hf_i2v.AutoPeftModelForVideoClassification.from_pretrained("{repo_id}")'
+    else:
+        options = f"num_frames={config.num_frames}, num_labels={config.num_labels}"
+        model = f'hf_i2v.I2VForVideoClassification.from_image_model("{base}", {options})'
+        model += f".with_stdha({config.time_offsets})" if config.time_offsets else ""
+    lines = (
+        ["from peft import PeftModel", "from transformers import AutoModel"]
+        if "AutoModel" in model
+        else ["from peft import PeftModel"]
+    )
+    return "\n".join(
+        [*lines, "", f"image_model = {model}", f'model = PeftModel.from_pretrained(image_model, "{repo_id}")']
+    )
+
+
+def _summary(name: str, base_model: str | None, num_frames: int, relation: str) -> str:
+    image_model = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "an image model"
+    what = "An adapter that makes a video classifier of" if relation == "adapter" else "A video classifier made from"
+    return f"{what} {image_model} with {name}, for clips of {num_frames} frames. Made with hf_i2v {__version__}."
+
+
+def _eval_results(facts: CardFacts) -> list[EvalResult]:
+    dataset = one_line(facts.dataset or facts.dataset_id or "the evaluation videos")
+    return [
+        EvalResult(
+            task_type="video-classification",
+            dataset_type=facts.dataset_id or "other",
+            dataset_name=dataset,
+            metric_type=metric,
+            metric_value=round(float(value), 4),
+        )
+        for metric, value in facts.metrics.items()
+    ]
+
+
+def _results(facts: CardFacts) -> list[dict]:
+    measured = [
+        (metric, f"{100 * value:.2f} %", "measured by the training script") for metric, value in facts.metrics.items()
+    ]
+    return [
+        dict(zip(("name", "value", "source"), map(one_line, row), strict=True)) for row in measured + facts.published
+    ]
+
+
+def _costs(model: nn.Module, config, num_frames: int, facts: CardFacts) -> dict:
+    image_config = config.image_config if isinstance(config, I2VConfig) else config
+    size = getattr(image_config, "vision_config", image_config).image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    frames, clip = (num_frames, 3, height, width), (1, num_frames, 3, height, width)
+    with torch.device(next(model.parameters()).device if facts.measure_latency else "meta"):
+        plain = AutoModel.from_config(image_config, **pooler_argument(type(image_config), False))
+    total, trained = count_parameters(model)
+    trained = trained if isinstance(model, PeftModel) else facts.trained_parameters
+    cost = {
+        "parameters": f"{total / 1e6:.2f} M",
+        "trained": "not recorded" if trained is None else f"{trained / 1e6:.2f} M",
+        "macs": f"{count_macs(model, clip) / 1e9:.4g} G",
+        "plain_parameters": f"{sum(p.numel() for p in plain.parameters()) / 1e6:.2f} M",
+        "plain_macs": f"{count_macs(plain, frames) / 1e9:.4g} G",
+    }
+    if facts.measure_latency:
+        device = next(model.parameters()).device
+        place = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        )
+        cost["latency"] = f"{1000 * _seconds(model, torch.zeros(clip, device=device)):.3g} ms ({place})"
+        cost["plain_latency"] = f"{1000 * _seconds(plain, torch.zeros(frames, device=device)):.3g} ms"
+    return cost
+
+
+@torch.no_grad()
+def _seconds(model: nn.Module, pixel_values: torch.Tensor, repeats: int = 5) -> float:
+    """Median seconds of a forward pass, after one to warm up."""
+    model.eval()
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        model(pixel_values)
+        if pixel_values.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return sorted(times[1:])[repeats // 2]
+
+
+def _configuration(adapter, config, facts: CardFacts) -> dict:
+    """What was resolved: the method's options, or the model's own description of its time; and further settings."""
+    if adapter is not None:
+        resolved = method_to_dict(adapter)
+    else:
+        own = ("num_frames", "time_offsets", "temporal_embedding", "pooling", "baked", "classifier_dropout")
+        resolved = {
+            "model_type": config.model_type,
+            **{key: getattr(config, key) for key in own if hasattr(config, key)},
+        }
+    settings = {
+        key: value for key, value in facts.arguments.items() if not _is_local(value) and not key.endswith("token")
+    }
+    return resolved | ({"training": settings} if settings else {})
+
+
+def _is_local(value) -> bool:
+    """Whether a setting tells something about the machine: a path, a folder, a name of a user."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_local, value))
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        return False
+    return isinstance(value, os.PathLike) or "~" in text or "\\" in text or os.path.isabs(text) or os.path.exists(text)
+
+
+def _data(facts: CardFacts) -> str:
+    rows = [
+        ("data set", facts.dataset or facts.dataset_id),
+        ("fingerprint (names and sizes)", facts.fingerprint),
+        ("videos to train on", facts.num_train_videos),
+        ("videos to evaluate on", facts.num_eval_videos),
+        ("videos that could not be read", facts.failures),
+    ]
+    known = [f"- {name}: {one_line(value)}" for name, value in rows if value is not None]
+    return "\n".join(known) or "Not recorded."
+
+
+def _sources(methods: list[str]) -> str:
+    lines = []
+    for method in methods:
+        paper, arxiv = PAPERS.get(method, (method, None))
+        link = f"[arXiv {arxiv}](https://arxiv.org/abs/{arxiv})" if arxiv else "CVIU 249:104150"
+        lines.append(f"- {paper}: {link}")
+    return "\n".join([*lines, "- hf_i2v, Apache-2.0: any Hugging Face image transformer becomes a video model"])

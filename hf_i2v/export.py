@@ -1,0 +1,153 @@
+"""A saved video model for runtimes without transformers: `torch.export` and ONNX, float32 and int8.
+
+    python -m hf_i2v.export my-video-model exported --int8 --validation_dir data/validation
+
+Both programs take `pixel_values` (B, T, C, h, w) float32 with any B and give `logits` (B, num_labels).
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .data import Preprocessing, VideoClips, collate, eval_transform, load_video_folder
+from .modeling_i2v import I2VForVideoClassification
+
+TOLERANCE = 1e-4  # largest difference of a logit from PyTorch's
+OPSET = 20
+
+
+class Logits(nn.Module):
+    """`pixel_values` → `logits`, as tensors."""
+
+    def __init__(self, model: I2VForVideoClassification):
+        super().__init__()
+        self.model = model.eval()
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values).logits
+
+
+def example_clips(model: I2VForVideoClassification, batch_size: int) -> torch.Tensor:
+    """Random pixels (B, T, C, h, w) of the size that the model takes."""
+    config = model.config.image_config
+    size = config.image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    shape = (batch_size, model.config.num_frames, getattr(config, "num_channels", 3), height, width)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(batch_size))
+
+
+def export_program(model: I2VForVideoClassification) -> torch.export.ExportedProgram:
+    """The model as one graph, for any number of clips."""
+    batch = torch.export.Dim("batch")
+    return torch.export.export(
+        Logits(model), (example_clips(model, 2),), dynamic_shapes={"pixel_values": {0: batch}}, strict=False
+    )
+
+
+def export_onnx(program: torch.export.ExportedProgram, path: str | Path, *, opset: int = OPSET) -> None:
+    """Write the program as ONNX, its batch dynamic.
+
+    Raises:
+        ImportError: onnx and onnxscript are not installed.
+    """
+    names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
+    torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names).save(path)
+
+
+def quantize(path: str | Path, int8_path: str | Path) -> None:
+    """Dynamic int8: weights of all matrix products as int8, activations quantised as they come."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(path)
+    del model.graph.value_info[:]  # shapes of intermediate values, which the quantiser finds out again, otherwise
+    quantize_dynamic(model, int8_path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+
+
+class OnnxClassifier:
+    """An exported file, run by onnxruntime: (B, T, C, h, w) → logits (B, num_labels)."""
+
+    def __init__(self, path: str | Path):
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self.session.run(None, {"pixel_values": pixel_values.numpy()})[0])
+
+
+@torch.no_grad()
+def largest_difference(run, model: I2VForVideoClassification) -> float:
+    """Largest difference between the model's logits and those of `run`, on batches of 1, 2 and 3 clips."""
+    logits = Logits(model)
+    batches = [example_clips(model, batch_size) for batch_size in (1, 2, 3)]
+    return max((run(clips) - logits(clips)).abs().max().item() for clips in batches)
+
+
+@torch.no_grad()
+def accuracy(run, model: I2VForVideoClassification, validation_dir: Path, batch_size: int = 8) -> float:
+    """Top-1 of `run` on folders of videos, one folder per label of the model.
+
+    Raises:
+        ValueError: a folder is none of the model's labels.
+    """
+    videos = next(iter(load_video_folder(validation_dir).values()))
+    names = videos.features["label"].names
+    label2id = {name: i for i, name in model.config.id2label.items()}
+    if unknown := sorted(set(names) - label2id.keys()):
+        raise ValueError(f"{validation_dir} has folders {unknown}, but the model's labels are {list(label2id)}")
+    labels = np.array([label2id[name] for name in names])
+    transform = eval_transform(**vars(Preprocessing(**model.config.preprocessing)))
+    clips = VideoClips(videos, num_frames=model.config.num_frames, transform=transform, train=False)
+    right = 0
+    for batch in DataLoader(clips, batch_size=batch_size, collate_fn=collate):
+        right += (run(batch["pixel_values"]).argmax(-1).numpy() == labels[batch["labels"]]).sum()
+    return right / len(clips)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m hf_i2v.export", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("model", help="merged or baked video model: a folder or a Hub repository")
+    add("output_dir", type=Path, help="gets model.pt2 and model.onnx, with --int8 also model.int8.onnx")
+    add("--opset", type=int, default=OPSET, help="of the ONNX file")
+    add("--int8", action="store_true", help="also quantise dynamically to int8; prints the accuracy of both")
+    add("--validation_dir", type=Path, help="one sub-folder of videos per class, to measure accuracy on")
+    args = parser.parse_args(argv)
+    if args.int8 and args.validation_dir is None:
+        parser.error("--int8 needs --validation_dir: nobody should use a quantised model whose accuracy is unknown")
+
+    model = I2VForVideoClassification.from_pretrained(args.model, dtype=torch.float32).eval()
+    if args.validation_dir is not None and model.config.preprocessing is None:
+        parser.error(f"{args.model} does not say how its pixels are made (preprocessing), so nothing can be measured")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    pt2, onnx, int8 = (args.output_dir / f"model.{kind}" for kind in ("pt2", "onnx", "int8.onnx"))
+    program = export_program(model)
+    torch.export.save(program, pt2)
+    export_onnx(program, onnx, opset=args.opset)
+    runs = {pt2: torch.export.load(pt2).module(), onnx: OnnxClassifier(onnx)}
+    for path, run in runs.items():
+        difference = largest_difference(run, model)
+        print(f"{path.name}: {_megabytes(path)}, largest difference of a logit from PyTorch {difference:.1e}")
+        if not difference <= TOLERANCE:
+            raise SystemExit(f"{path.name} differs by more than {TOLERANCE}: do not use it")
+    if args.int8:
+        quantize(onnx, int8)
+        runs[int8] = OnnxClassifier(int8)
+        print(f"{int8.name}: {_megabytes(int8)}, largest difference {largest_difference(runs[int8], model):.1e}")
+    if args.validation_dir is not None:
+        for path, run in {"PyTorch": Logits(model), **{p.name: run for p, run in runs.items()}}.items():
+            print(f"top-1 {100 * accuracy(run, model, args.validation_dir):.2f} % {path}")
+
+
+def _megabytes(path: Path) -> str:
+    files = path.parent.glob(f"{path.name}*")  # ONNX keeps large weights in a file beside it
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
+
+
+if __name__ == "__main__":
+    main()

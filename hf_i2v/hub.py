@@ -1,0 +1,122 @@
+"""To the Hub: a model with its card in one commit, and checkpoints in the background while training goes on."""
+
+import os
+import tempfile
+from concurrent.futures import Future
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi
+from torch import nn
+from transformers.utils import logging
+
+from .cards import CardFacts, write_card
+
+logger = logging.get_logger(__name__)
+LAST_CHECKPOINT = "last-checkpoint"  # the folder that transformers' Trainer uses in a repository
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    facts: CardFacts | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> CommitInfo:
+    """Save a model or an adapter with its card, and upload that as one commit.
+
+    Args:
+        model: an `I2VForVideoClassification`, or a `PeftModel` with an adapter of ours.
+        repo_id: "user/name"; made if it is not there.
+        facts: what the card shall say about the training.
+        private: whether a new repository is private; None: as the account has it.
+        token: for the Hub. Default: the one that `hf auth login` keeps.
+        commit_message: of the commit.
+
+    Raises:
+        HfHubHTTPError: no permission, or the upload failed; calling it again goes on where it stopped.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        write_card(model, folder, facts, repo_id)
+        return push_folder(folder, repo_id, private=private, token=token, commit_message=commit_message)
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> CommitInfo:
+    """Upload a saved model or adapter as one commit. Arguments and errors as in `push_to_hub`.
+
+    Raises:
+        ValueError: weights in pickle files, which nobody should have to load.
+    """
+    pickles = sorted(p.name for p in Path(folder).rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"))
+    if pickles:
+        raise ValueError(f"{pickles} may run code when they are loaded. Publish weights as safetensors only.")
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message or "Upload model")
+
+
+class CheckpointUploads:
+    """Uploads checkpoints to `last-checkpoint/` of a repository, in the background, one after another.
+
+        uploads = CheckpointUploads("user/name")
+        uploads.start(output_dir / "checkpoint-500", "step 500")     # returns at once
+        uploads.wait()                                               # at the end of training
+
+    An upload that fails does not stop the training: it is reported, and what arrived is not sent again by the next.
+    A checkpoint must stay on disk until `busy` is False.
+    """
+
+    def __init__(self, repo_id: str, *, private: bool | None = None, token: str | None = None):
+        self.api = HfApi(token=token)
+        self.repo_id = self.api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        self._running: Future | None = None
+        self._last: dict | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether an upload is under way."""
+        return self._running is not None and not self._running.done()
+
+    def start(self, folder: str | os.PathLike, name: str) -> bool:
+        """Begin to upload a checkpoint; `name` goes into the commit's message.
+
+        Returns:
+            False if the upload before is still under way: then this checkpoint is left out.
+        """
+        if self.busy:
+            return False
+        self._report()
+        self._last = {
+            "repo_id": self.repo_id,
+            "folder_path": folder,
+            "path_in_repo": LAST_CHECKPOINT,
+            "commit_message": f"Training in progress, {name}",
+            "delete_patterns": "*",  # files that only an earlier checkpoint had
+        }
+        self._running = self.api.upload_folder(**self._last, run_as_future=True)
+        return True
+
+    def wait(self) -> None:
+        """Wait for the last upload; try a failed one once more.
+
+        Raises:
+            HfHubHTTPError: it failed again.
+        """
+        if self._running is not None and self._running.exception() is not None:
+            self._report()
+            self.api.upload_folder(**self._last)
+        self._running = None
+
+    def _report(self) -> None:
+        error = self._running.exception() if self._running is not None else None
+        if error is not None:
+            logger.warning("Uploading a checkpoint to %s failed (%s); training goes on.", self.repo_id, error)

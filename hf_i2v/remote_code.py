@@ -1,0 +1,226 @@
+"""The code that travels with a saved model, for people who do not have hf_i2v.
+
+Two flat files are made from the package's own source: each holds the definitions that a loaded model (or the pipeline)
+can reach, in the order in which Python imports them, and nothing that attaches, trains or merges adapters. So there is
+one source of truth, and what stands on the Hub needs torch and transformers only.
+"""
+
+import ast
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+from .version import __version__
+
+PACKAGE = Path(__file__).parent
+FILES = {  # name of the flat file: its module, and what users of the artefact call
+    "modeling_i2v": ("modeling_i2v", ("I2VConfig", "I2VModel", "I2VForVideoClassification")),
+    "pipeline_i2v": ("pipeline", ("I2VVideoClassificationPipeline",)),
+}
+AUTO_MAP = {
+    "AutoConfig": "modeling_i2v.I2VConfig",
+    "AutoModel": "modeling_i2v.I2VModel",
+    "AutoModelForVideoClassification": "modeling_i2v.I2VForVideoClassification",
+}
+CUSTOM_PIPELINES = {
+    "video-classification": {
+        "impl": "pipeline_i2v.I2VVideoClassificationPipeline",
+        "pt": ["AutoModelForVideoClassification"],
+        "type": "multimodal",
+    }
+}
+LEFT_OUT = {  # methods that only adapting or saving needs
+    "I2VConfig": {"save_pretrained"},
+    "I2VPreTrainedModel": {"with_stdha", "_upload_modified_files"},
+    "I2VModel": {"from_video_backbone"},
+    "I2VForVideoClassification": {"from_image_model"},
+    "I2VTunerConfig": {"__add__", "describe_model", "to_dict", "save_pretrained"},
+    "VideoBlock": {"bake", "dequantize", "add_missing_biases", "remove_biases", "linears_at", "_linear_names"},
+}
+STAND_INS = {  # for the little that these definitions ask of peft and accelerate
+    "PeftConfig": """
+@dataclass
+class PeftConfig:  # a saved model needs no more of peft's class
+    def __post_init__(self):
+        pass
+""",
+    "register_peft_type": """
+def register_peft_type(name: str) -> str:
+    return name.upper()
+""",
+    "DUMMY_TARGET_MODULES": 'DUMMY_TARGET_MODULES = "dummy-target-modules"\n',
+    "_without_hook": """
+@contextmanager
+def _without_hook(module):  # hooks of accelerate come after a model is built
+    yield
+""",
+}
+HEADER = '''# Copyright the authors of hf_i2v. Licensed under the Apache License, Version 2.0; no warranty of any kind.
+"""Made by hf_i2v {version} from its own source; do not edit.
+
+A Hugging Face image transformer as a video model: see https://arxiv.org/abs/2310.01324 for heads that look along time.
+"""
+'''
+
+
+def write_remote_code(folder: str | os.PathLike) -> None:
+    """Put the flat files beside a saved `config.json`, and let it point at them."""
+    for name in FILES:
+        (Path(folder) / f"{name}.py").write_text(flat_file(name))
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+@cache
+def flat_file(name: str) -> str:
+    """The text of one of `FILES`."""
+    module, roots = FILES[name]
+    bundle = _Bundle()
+    for root in roots:
+        bundle.take(module, root)
+    return HEADER.format(version=__version__) + bundle.text()
+
+
+class _Module:
+    """Source of one module of the package, by top-level name."""
+
+    def __init__(self, name: str):
+        path = PACKAGE / (name.replace(".", "/") + ".py")
+        if not path.exists():
+            path = PACKAGE / name.replace(".", "/") / "__init__.py"
+        self.package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        self.lines = path.read_text().splitlines()
+        self.definitions: dict[str, ast.stmt] = {}
+        self.ours: dict[str, tuple[str, str]] = {}  # imported name → module of the package, name there
+        self.foreign: dict[str, str] = {}  # imported name → the statement that imports it
+        self.actions: list[ast.stmt] = []  # statements that register something
+        for node in ast.parse("\n".join(self.lines)).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                self.definitions[node.name] = node
+            elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                    self.definitions[target.id] = node
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                self.read_import(node)
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                self.actions.append(node)
+
+    def read_import(self, node: ast.Import | ast.ImportFrom) -> None:
+        for alias in node.names:
+            name = alias.asname or alias.name
+            if isinstance(node, ast.Import):
+                self.foreign[name.partition(".")[0]] = ast.unparse(ast.Import([alias]))
+            elif node.level == 0:
+                self.foreign[name] = ast.unparse(ast.ImportFrom(node.module, [alias], 0))
+            else:
+                above = self.package[: len(self.package) - node.level + 1]
+                self.ours[name] = (".".join([*above, *(node.module or "").split(".")]).strip("."), alias.name)
+
+    def source(self, node: ast.stmt) -> str:
+        """The text of a definition with the comments above it, without the methods that are left out."""
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
+        while first and self.lines[first - 1].startswith("#"):
+            first -= 1
+        skipped = set()
+        for method in _left_out(node):
+            start = min([method.lineno, *(d.lineno for d in method.decorator_list)])
+            skipped |= set(range(start - 2, method.end_lineno))  # and the empty line above
+        return "\n".join(self.lines[i] for i in range(first, node.end_lineno) if i not in skipped)
+
+
+class _Bundle:
+    """Definitions that are needed together, with what they import."""
+
+    def __init__(self):
+        self.modules: dict[str, _Module] = {}
+        self.taken: dict[tuple[str, str], None] = {}
+        self.imports: dict[str, str] = {}
+
+    def take(self, module_name: str, name: str) -> None:
+        """Add a definition and all that it needs."""
+        if module_name not in self.modules:
+            self.modules[module_name] = _Module(module_name)
+        module = self.modules[module_name]
+        if (module_name, name) in self.taken:
+            return
+        if name in STAND_INS:
+            self.taken[module_name, name] = None
+            for used in _names(ast.parse(STAND_INS[name])):
+                self.take(module_name, used)
+        elif name in module.ours:
+            self.take(*module.ours[name])
+        elif name in module.definitions:
+            self.taken[module_name, name] = None
+            for used in _names(module.definitions[name]):
+                self.take(module_name, used)
+            for action in module.actions:
+                if name in (names := _names(action)):
+                    for used in names:
+                        self.take(module_name, used)
+        elif name in module.foreign:
+            statement = module.foreign[name]
+            if self.imports.setdefault(name, statement) != statement:
+                raise ValueError(f"two imports of the name {name}: {statement} and {self.imports[name]}")
+
+    def text(self) -> str:
+        """The imports, then every definition once.
+
+        Raises:
+            ValueError: two modules mean different things by one name.
+        """
+        texts, owners = [], {}
+        for module_name in self.import_order():
+            module = self.modules[module_name]
+            here: dict[int, str] = {}  # by line
+            for name in [name for taken, name in self.taken if taken == module_name]:
+                node = module.definitions.get(name)
+                text = STAND_INS.get(name) or module.source(node)
+                if name in owners and owners[name] != text:
+                    raise ValueError(f"two definitions of the name {name}, one of them in hf_i2v.{module_name}")
+                if name in owners:
+                    continue
+                owners[name] = text
+                if name in STAND_INS:
+                    texts.append(text)
+                else:
+                    here[node.lineno] = text if isinstance(node, (ast.Assign, ast.AnnAssign)) else f"\n\n{text}\n"
+            for action in module.actions:
+                if _names(action) <= owners.keys() | self.imports.keys() and _names(action) & owners.keys():
+                    here[action.lineno] = module.source(action)
+            texts += [here[line] for line in sorted(here)]
+        return "\n".join([*sorted(set(self.imports.values())), "", *texts]) + "\n"
+
+    def import_order(self) -> list[str]:
+        """The modules as Python would finish importing them: what a module uses comes before it."""
+        order: dict[str, None] = {}
+
+        def visit(name: str, above: tuple[str, ...]) -> None:
+            if name not in order and name not in above and name in self.modules:
+                for needed, _ in self.modules[name].ours.values():
+                    visit(needed, (*above, name))
+                order[name] = None
+
+        for name in self.modules:
+            visit(name, ())
+        return list(order)
+
+
+def _left_out(node: ast.stmt) -> list[ast.FunctionDef]:
+    if not isinstance(node, ast.ClassDef) or node.name not in LEFT_OUT:
+        return []
+    return [child for child in node.body if isinstance(child, ast.FunctionDef) and child.name in LEFT_OUT[node.name]]
+
+
+def _names(node: ast.stmt) -> set[str]:
+    """Names that a statement reads, without the methods that are left out."""
+    left_out = _left_out(node)
+    names, todo = set(), [node]
+    while todo:
+        current = todo.pop()
+        if isinstance(current, ast.Name) and isinstance(current.ctx, ast.Load):
+            names.add(current.id)
+        todo += [child for child in ast.iter_child_nodes(current) if child not in left_out]
+    return names

@@ -1,0 +1,80 @@
+"""The demo page in a real browser: a video is uploaded, its frames and answers appear."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from peft import get_peft_model
+from tiny import randomize_adapter, tiny_image_model
+from transformers import pipeline
+
+from hf_i2v import I2VForVideoClassification, ZeroI2VConfig
+
+pytest.importorskip("gradio")
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium")
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """The address of a running demo, and the folder of its model."""
+    tiny_image_model("clip").save_pretrained(tmp_path / "image")
+    labels = {0: "<b>left</b>", 1: "right", 2: "up"}  # a label is text, never markup
+    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, id2label=labels)
+    merged = randomize_adapter(get_peft_model(model, ZeroI2VConfig())).eval().merge_and_unload()
+    merged.save_pretrained(tmp_path / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        ROOT / "examples" / "demo.py",
+        "--model",
+        tmp_path / "model",
+        "--server_port",
+        str(port),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            for _ in range(120):
+                try:
+                    urlopen(f"http://127.0.0.1:{port}").close()
+                    break
+                except OSError:
+                    assert process.poll() is None, process.stdout.read().decode()[-2000:]
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}", tmp_path / "model"
+        finally:
+            process.terminate()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium")
+def test_upload(demo, video, tmp_path):
+    address, model = demo
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video at all")
+    rows = pipeline("video-classification", model=str(model))(str(video))
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address)
+        page.set_input_files("input[type=file]", str(video))
+        page.wait_for_selector("text=/^[+-][0-9.]+ %$/", timeout=60_000)
+        text = page.inner_text("body")
+        assert len(re.findall(r"^[+-][\d.]+ %$", text, re.MULTILINE)) == 4
+        shown = re.findall(r"^(<b>left</b>|right|up)\n(\d+)%$", text, re.MULTILINE)
+        assert shown == [(row["label"], f"{100 * row['score']:.0f}") for row in rows]
+        page.reload()
+        page.set_input_files("input[type=file]", str(broken))
+        page.wait_for_selector("text=cannot be read", timeout=60_000)
+        assert str(tmp_path) not in page.inner_text("body")
+        browser.close()

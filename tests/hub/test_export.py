@@ -1,0 +1,49 @@
+"""Exported programs give PyTorch's logits, for any number of clips."""
+
+import re
+
+import pytest
+from peft import get_peft_model
+from tiny import randomize_adapter, tiny_image_model
+
+from hf_i2v import AIMConfig, I2VForVideoClassification, InTIConfig, STAdapterConfig, ZeroI2VConfig
+from hf_i2v.export import accuracy, export_program, largest_difference, main
+
+
+def video_model(tmp_path, config):
+    tiny_image_model("clip").save_pretrained(tmp_path / "image")
+    labels = {0: "first", 1: "second"}
+    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, id2label=labels)
+    model = randomize_adapter(get_peft_model(model, config)).eval()
+    return model.merge_and_unload() if isinstance(config, ZeroI2VConfig) else model.base_model.bake()
+
+
+def test_the_command(tmp_path, video, capsys):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model = video_model(tmp_path, ZeroI2VConfig())
+    model.save_pretrained(tmp_path / "model")
+    folder = tmp_path / "validation" / "first"
+    folder.mkdir(parents=True)
+    (folder / "clip.mp4").write_bytes(video.read_bytes())
+    arguments = [str(tmp_path / "model"), str(tmp_path / "exported"), "--int8"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "--int8 needs --validation_dir" in capsys.readouterr().err
+    main([*arguments, "--validation_dir", str(folder.parent)])
+    lines = capsys.readouterr().out.splitlines()
+    differences = {line.split(":")[0]: float(line.rpartition(" ")[2]) for line in lines if "difference" in line}
+    assert differences["model.pt2"] <= 1e-5 and differences["model.onnx"] <= 1e-4
+    assert 1e-4 < differences["model.int8.onnx"] < 1  # quantised it is, and not nonsense
+    top1 = [re.fullmatch(r"top-1 (100.00|0.00) % (\S+)", line) for line in lines if line.startswith("top-1")]
+    assert [match[2] for match in top1] == ["PyTorch", "model.pt2", "model.onnx", "model.int8.onnx"]
+    assert top1[0][1] == top1[2][1]
+    folder.rename(folder.with_name("third"))
+    with pytest.raises(ValueError, match=r"has folders \['third'\]"):
+        accuracy(lambda clips: None, model, folder.parent)
+
+
+@pytest.mark.parametrize("config", [STAdapterConfig(adapter_width=8) + InTIConfig(insert_before=[1]), AIMConfig()])
+def test_baked_models(tmp_path, config):
+    model = video_model(tmp_path, config)
+    assert largest_difference(export_program(model).module(), model) <= 1e-5
