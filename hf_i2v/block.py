@@ -18,7 +18,7 @@ from torch import nn
 from .activation import lean_activations, own_activations
 from .backbones import BlockParts, without_peft
 from .config import SITES
-from .frames import continue_with, frames_in_flight
+from .frames import continue_with, frames_in_flight, tokens_read_in_flight
 from .methods.linear_adapter import MERGEABLE_SITES
 from .methods.stdha import TimeShift, TimeShiftConfig
 from .quantized import dequantized, is_quantized, warn_dequantized
@@ -178,18 +178,22 @@ class VideoBlock(Swapped):
     block_parts: BlockParts
     time_offsets: tuple[int, ...]
     rotary: bool  # whether the attention asks for position embeddings
+    is_last: bool = False
 
     def __call__(self, *args, **kwargs):
         # outside of gradient checkpointing, whose second run must see the same number of frames on any thread
         num_frames = remaining = frames_in_flight()
-        x_MND = super().__call__(*args, num_frames=num_frames, **kwargs)
+        tokens_read = tokens_read_in_flight() if self.is_last else None
+        x_MND = super().__call__(*args, num_frames=num_frames, tokens_read=tokens_read, **kwargs)
         for module in self.modules_at("before"):
             remaining //= getattr(module, "frame_stride", 1)
         if remaining != num_frames:
             continue_with(remaining)
         return x_MND
 
-    def forward(self, x_MND: torch.Tensor, attention_mask=None, *, num_frames: int, **kwargs) -> torch.Tensor:
+    def forward(
+        self, x_MND: torch.Tensor, attention_mask=None, *, num_frames: int, tokens_read: int | None = None, **kwargs
+    ) -> torch.Tensor:
         parts = self.block_parts
         sites = self._modules.get("sites")
         if sites is not None and sites.disable_adapters and sites.merged:
@@ -211,7 +215,7 @@ class VideoBlock(Swapped):
         h_MND = getattr(self, parts.attention)(h_MND, attention_mask, **kwargs)[0]
         x_MND = x_MND + self._through(parts.after_attention, run("attention_out", h_MND))
 
-        x_MND = run("between", x_MND)
+        x_MND = run("between", x_MND)[:, :tokens_read]  # what follows works token by token
         n_MND = getattr(self, parts.norm2)(x_MND)
         h_MND = getattr(self, parts.mlp)(run("mlp_in", n_MND))
         h_MND = self._through(parts.after_mlp, run("mlp_out", h_MND))
@@ -343,4 +347,5 @@ def to_image_block(block: VideoBlock) -> None:
     attention.config = attention.config.wrapped
     own_activations(getattr(block, block.block_parts.mlp))
     del block.block_parts, block.time_offsets, block.rotary
+    block.__dict__.pop("is_last", None)
     swap_out(block)

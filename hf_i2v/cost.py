@@ -35,13 +35,16 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def count_macs(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> int:
-    """MACs of one forward pass on pixels of the given shape, (B, T, C, h, w) for a video model."""
+    """MACs of one forward pass on pixels of the given shape, (B, T, C, h, w) for a video model.
+
+    All tokens of all blocks, as papers count, although a classifier that reads the CLS token skips some in the last.
+    """
     model = on_meta(model).eval()
     pixel_values = torch.empty(pixel_values_shape, device="meta", dtype=next(model.parameters()).dtype)
     counter = FlopCounterMode(display=False)
     # the fused CPU kernel is unknown to torch's counter; the math kernel is two plain matrix products
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        model(pixel_values)
+        model(pixel_values, output_hidden_states=True)
     return counter.get_total_flops() // 2
 
 

@@ -11,7 +11,7 @@ import torch
 # ContextVar's thread safety where Python runs, and a plain global while torch.compile traces (it cannot trace one).
 from transformers.utils.output_capturing import CompileableContextVar
 
-_in_flight = CompileableContextVar("hf_i2v_in_flight")  # (number of frames, pooling)
+_in_flight = CompileableContextVar("hf_i2v_in_flight")  # (number of frames, pooling, tokens read)
 
 
 def frames_in_flight() -> int:
@@ -24,22 +24,27 @@ def pooling_in_flight() -> str:
     return _state()[1]
 
 
+def tokens_read_in_flight() -> int | None:
+    """How many of a frame's first tokens are read after the last block; None: all of them."""
+    return _state()[2]
+
+
 def continue_with(num_frames: int) -> None:
     """Tell the blocks that follow that the clip now has `num_frames` frames."""
-    _in_flight.set((num_frames, _state()[1]))
+    _in_flight.set((num_frames, *_state()[1:]))
 
 
 @contextmanager
-def working_on(num_frames: int, pooling: str):
+def working_on(num_frames: int, pooling: str, tokens_read: int | None = None):
     """Everything called inside works on clips of `num_frames` frames, to be pooled in that way."""
-    token = _in_flight.set((num_frames, pooling))
+    token = _in_flight.set((num_frames, pooling, tokens_read))
     try:
         yield
     finally:
         _in_flight.reset(token)
 
 
-def _state() -> tuple[int, str]:
+def _state() -> tuple[int, str, int | None]:
     state = _in_flight.get()
     if state is None:
         raise RuntimeError(

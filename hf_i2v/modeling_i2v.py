@@ -55,6 +55,8 @@ class I2VConfig(PreTrainedConfig):
         base_model: the image model's name on the Hub, if it has one.
         preprocessing: size, mean, std and interpolation of `hf_i2v.data.Preprocessing`, which the model's processors
             are made from when it is saved.
+        feature_reads_prefix: whether the image model's feature depends on its CLS (and register) tokens only, so that
+            the last block's MLP can leave out the patches; found by trying when the model is made.
     """
 
     model_type = "i2v"
@@ -70,6 +72,7 @@ class I2VConfig(PreTrainedConfig):
     classifier_dropout: float | int = 0.5
     base_model: str | None = None
     preprocessing: dict | None = None
+    feature_reads_prefix: bool = False
 
     def __post_init__(self, **kwargs):
         if __package__ == "hf_i2v":  # the pipeline is registered; the code beside the weights is for those without us
@@ -218,6 +221,8 @@ class I2VModel(I2VPreTrainedModel):
         backbone = find_backbone(self.image_model)
         to_video(backbone)
         self.image_model.pooling = config.pooling
+        config.feature_reads_prefix |= self.image_model.feature_reads_prefix  # nothing can try it on the meta device
+        self.image_model.feature_reads_prefix = config.feature_reads_prefix
         self.shift_as_configured()
         if config.temporal_embedding and backbone.embeddings.temporal_embedding is None:
             backbone.embeddings.temporal_embedding = nn.Parameter(torch.zeros(config.num_frames, backbone.hidden_size))
@@ -327,7 +332,7 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         Returns:
             `logits` (B, num_labels), and `loss` when `labels` are given.
         """
-        outputs = self.i2v(pixel_values, num_frames=num_frames, return_dict=True, **kwargs)
+        outputs = self.i2v(pixel_values, num_frames=num_frames, feature_only=True, return_dict=True, **kwargs)
         feature_BD = outputs.pooler_output
         logits = self.classifier(self.dropout(feature_BD.to(self.classifier.weight.dtype)))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)

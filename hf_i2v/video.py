@@ -107,7 +107,8 @@ class VideoBackbone(Swapped):
     """A vision transformer that takes (B, T, C, h, w) and gives clip-level features.
 
     Its output is the image model's own, with `pooler_output` (B, D), the mean over the frames of what the image model
-    gives for one frame, and every other tensor unfolded to (B, T, …). Inside a model with a head of its own
+    gives for one frame, and every other tensor unfolded to (B, T, …). With `feature_only`, a model whose feature reads
+    the CLS token only computes no more than that token in its last block's MLP. Inside a model with a head of its own
     (`CLIPModel`, `ViTForImageClassification`), `last_hidden_state` is the mean over the frames too, (B, N, D).
     """
 
@@ -117,9 +118,12 @@ class VideoBackbone(Swapped):
         *args,
         num_frames: int | None = None,
         frozen_features: FrozenFeatures | None = None,
+        feature_only: bool = False,
         return_dict=None,
         **kwargs,
     ):
+        if feature_only and self.feature_reads_prefix and not self._wants_inner(kwargs):
+            kwargs["tokens_read"] = self.num_prefix_tokens
         branch = self.working_branch()
         if frozen_features is None:
             outputs, frozen_features = self._run(pixel_values, num_frames, branch, *args, **kwargs)
@@ -137,18 +141,26 @@ class VideoBackbone(Swapped):
         """What the active side branch reads of the frozen model."""
         return self._run(pixel_values, num_frames, self.working_branch())[1]
 
-    def _run(self, pixel_values, num_frames, branch, *args, output_hidden_states=None, **kwargs):
+    def _wants_inner(self, kwargs: dict) -> bool:
+        """Whether the caller asks for what blocks give, besides the feature."""
+        return any(
+            getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
+            for name in ("output_hidden_states", "output_attentions")
+        )
+
+    def _run(self, pixel_values, num_frames, branch, *args, output_hidden_states=None, tokens_read=None, **kwargs):
         """The image model on all frames, its outputs unfolded; for a branch without a graph, and with its levels."""
         pixel_values, num_frames = fold(pixel_values, num_frames)
         num_clips = pixel_values.shape[0] // num_frames
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if branch is not None and not wanted:
             output_hidden_states = [level + 1 for level in branch.levels]
-        with working_on(num_frames, self.working_pooling()):
+        tokens_read = None if branch is not None else tokens_read
+        with working_on(num_frames, self.working_pooling(), tokens_read):
             kwargs |= {"output_hidden_states": output_hidden_states, "return_dict": True}
             run = super().forward if branch is None else self._forward_without_graph
             outputs = run(pixel_values, *args, **kwargs)
-        feature_MD = frame_feature(outputs, has_cls=self.has_cls)
+        feature_MD = frame_feature(outputs, has_cls=self.num_prefix_tokens > 0)
         levels = branch.read(outputs.hidden_states, num_frames) if branch is not None else None
         values = {
             key: tuple(None if x is None else unfold(x, num_clips) for x in value)
@@ -197,12 +209,15 @@ def to_video(backbone: Backbone) -> None:
     if isinstance(backbone.model, VideoBackbone):
         return
     check_block(backbone)
+    feature_reads_prefix = reads_prefix(backbone)
     for block in backbone.blocks.values():
         to_video_block(block, backbone.parts)
+    block.is_last = True
     swap_in(backbone.embeddings, VideoEmbeddings)
     backbone.embeddings.register_parameter("temporal_embedding", None)
     swap_in(backbone.model, VideoBackbone)
-    backbone.model.has_cls = backbone.num_prefix_tokens > 0
+    backbone.model.num_prefix_tokens = backbone.num_prefix_tokens
+    backbone.model.feature_reads_prefix = feature_reads_prefix
     backbone.model.pooling = "after_norm"
     backbone.model.baked_methods = []
     backbone.model.nested = backbone.name != ""
@@ -216,7 +231,7 @@ def to_image(backbone: Backbone) -> None:
     del backbone.embeddings.temporal_embedding
     swap_out(backbone.embeddings)
     swap_out(backbone.final_norm)
-    del backbone.model.has_cls, backbone.model.pooling
+    del backbone.model.num_prefix_tokens, backbone.model.feature_reads_prefix, backbone.model.pooling
     del backbone.model.baked_methods, backbone.model.nested
     swap_out(backbone.model)
 
@@ -272,6 +287,37 @@ def check_block(backbone: Backbone) -> None:
             f"A {type(block).__name__} of {type(model).__name__} cannot be adapted: it does not compute what hf_i2v "
             f"expects of a pre-norm transformer block made of {backbone.parts} ({problem})."
         )
+
+
+@torch.no_grad()
+def reads_prefix(backbone: Backbone) -> bool:
+    """Whether the image model's feature depends on the CLS (and register) tokens only, not on the patches.
+
+    Found by trying: with blocks that pass everything on, the feature must not change when the patches do.
+    """
+    model, blocks = backbone.model, list(backbone.blocks.values())
+    if not backbone.num_prefix_tokens or any(p.is_meta for p in model.parameters()):
+        return False
+    replaced = [block.__dict__.get("forward") for block in blocks]
+
+    def without_patches(x_MND, *args, **kwargs):
+        x_MND = x_MND.clone()
+        x_MND[:, backbone.num_prefix_tokens :] = 0
+        return x_MND
+
+    features = []
+    try:
+        for last in (lambda x_MND, *args, **kwargs: x_MND, without_patches):
+            for block in blocks:
+                block.forward = lambda x_MND, *args, **kwargs: x_MND
+            blocks[-1].forward = last
+            features.append(frame_feature(model(_blank_image(model), return_dict=True), has_cls=True))
+    finally:
+        for block, forward in zip(blocks, replaced, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+    return torch.equal(*features)
 
 
 def _blank_image(model: nn.Module) -> torch.Tensor:
