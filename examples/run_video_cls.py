@@ -1,37 +1,73 @@
-"""Train a video classifier from an image model, on folders of videos.
+"""Train a video classifier from an image model.
 
     accelerate launch examples/run_video_cls.py --model_name_or_path openai/clip-vit-base-patch16 \
         --train_dir data/train --validation_dir data/validation --tuner zeroi2v --num_frames 8 --output_dir runs/first
+    accelerate launch examples/run_video_cls.py --config examples/recipes/zeroi2v_b16_k400.yaml \
+        --train_file k400/train.csv --validation_file k400/val.csv --output_dir runs/k400
 
-The folders hold one sub-folder of videos per class. `--output_dir` gets the adapter (`adapter/`, with peft's
-`save_pretrained`), the image processor and the results (`all_results.json`).
+Started again after it was stopped, in whatever way, the same command goes on from the last checkpoint. `--output_dir`
+gets the checkpoints, the adapter (`adapter/`) or model (`model/`) with its image processor and resolved configuration,
+`predictions.csv`, `confusion_matrix.png` and `all_results.json`. See docs/training.md.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
+import os
+import re
+import sys
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from peft import get_peft_model
-from torch.utils.data import DataLoader
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    broadcast_object_list,
+    set_seed,
+)
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import SchedulerType, get_scheduler
 
-from hf_i2v import METHODS, I2VForVideoClassification, I2VTunerConfig
+from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification, I2VTunerConfig
+from hf_i2v.architectures import image_config
+from hf_i2v.cards import CardFacts, dataset_fingerprint, write_card
+from hf_i2v.checkpoints import CheckpointFolder, configuration_differences, write_atomically
 from hf_i2v.cost import cost
 from hf_i2v.data import (
+    ClipLoader,
+    Mix,
     VideoClips,
-    collate,
+    add_data_arguments,
     eval_transform,
-    load_video_folder,
     preprocessing_from_pretrained,
     train_transform,
+    videos_from_args,
 )
+from hf_i2v.evaluation import confusion_matrix, draw_confusion_matrix, predict, write_predictions
+from hf_i2v.hub import CheckpointUploads, push_folder
+from hf_i2v.meter import Meter
+from hf_i2v.training_state import ExponentialMovingAverage, TrainingState, frozen_fingerprint, trained_parameters
+
+# What may differ when a run goes on: places, and what changes nothing in the result.
+MAY_CHANGE = {
+    *("config", "output_dir", "model_name_or_path", "dataset_name", "train_dir", "validation_dir"),
+    *("train_file", "validation_file", "video_dir", "class_names_file", "streaming"),
+    *("dataloader_num_workers", "per_device_train_batch_size", "per_device_eval_batch_size"),
+    *("gradient_accumulation_steps", "num_train_epochs", "checkpointing_steps", "checkpoints_total_limit"),
+    *("resume_from_checkpoint", "eval_steps", "logging_steps", "with_tracking", "report_to", "dry_run"),
+    *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo"),
+}
+RESULTS = ("run.json", "adapter", "model", "all_results.json")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,42 +75,105 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
+    switch = {"action": argparse.BooleanOptionalAction, "default": False}
+    add("--config", type=Path, help="yaml file with any of the options below; the command line overrides it")
+    add("--dry_run", **switch, help="resolve everything, build the model without memory, print the numbers and stop")
     # the model
     add("--model_name_or_path", required=True, help="image checkpoint, a folder or a Hub repository")
-    add("--allow_random_base", action="store_true", help="accept a checkpoint that leaves backbone weights random")
+    add("--allow_random_base", **switch, help="accept a checkpoint that leaves backbone weights random")
     add(
         "--tuner",
         default="zeroi2v",
-        help=f"linear_probe (the head only), or some of {', '.join(METHODS)}, joined by +",
+        help=f"linear_probe (the head only), full (all weights), or some of lora, {', '.join(METHODS)}, joined by +",
     )
     add("--tuner_config", nargs="*", default=[], metavar="KEY=VALUE", help="options of the tuner's configuration")
     add("--num_frames", type=int, default=8, help="frames per clip")
+    add("--num_labels", type=int, help="classes that the data set must have; needed for --dry_run without data")
+    add("--classifier_dropout", type=float, default=0.5)
+    add("--gradient_checkpointing", **switch, help="less memory, about a third slower")
     # the data
-    add("--train_dir", required=True, help="folder with one sub-folder of videos per class")
-    add("--validation_dir", required=True, help="the same for validation")
-    add(
-        "--flip",
-        type=float,
-        default=0.0,
-        help="probability of mirroring a training clip; 0 where left and right matter",
-    )
+    add_data_arguments(parser)
+    add("--shots_per_class", type=int, help="train on this many videos of each class, drawn with --seed")
+    add("--sampling", choices=["uniform", "dense"], default="uniform", help="over the whole video, or neighbours")
+    add("--frame_stride", type=int, default=1, help="distance of a clip's frames in dense sampling")
+    add("--short_video_policy", choices=["repeat_last", "wrap", "error"], default="repeat_last")
     add("--crop_scale", type=float, nargs=2, default=(0.5, 1.0), help="share of the frame that a training crop covers")
+    add("--short_side", type=int, nargs=2, help="jitter of the short side in pixels, in place of --crop_scale")
+    add("--flip", type=float, default=0.0, help="probability of mirroring a training clip")
+    add("--flip_labels", type=Path, help="json file {class: class that it becomes when mirrored}")
+    add("--color_jitter", type=float, default=0.0)
+    add("--rand_augment", type=float, nargs=2, metavar=("OPERATIONS", "MAGNITUDE"))
+    add("--random_erasing", type=float, default=0.0, help="probability")
+    add("--mixup_alpha", type=float, default=0.0, help="0: no mixup")
+    add("--cutmix_alpha", type=float, default=0.0, help="0: no cutmix; with both, each batch gets one of them")
+    add("--shuffle_buffer_size", type=int, help="keep the shuffling local to this many videos; for parquet shards")
+    add("--on_bad_video", choices=["error", "skip", "substitute"], help="default: substitute, in evaluation skip")
+    add("--max_bad_fraction", type=float, default=0.01, help="stop above this share of unreadable videos")
     add("--dataloader_num_workers", type=int, default=0, help="processes that decode")
     # the optimisation
     add("--per_device_train_batch_size", type=int, default=8, help="clips")
-    add("--per_device_eval_batch_size", type=int, default=8, help="clips")
     add("--gradient_accumulation_steps", type=int, default=1)
     add("--learning_rate", type=float, default=1e-3)
+    add("--head_learning_rate", type=float, help="of the classifier; default --learning_rate")
     add("--weight_decay", type=float, default=0.05, help="of matrices; biases, norms and embeddings have none")
+    add("--adam_beta2", type=float, default=0.999)
+    add("--max_grad_norm", type=float, help="clip the gradient's norm")
+    add("--label_smoothing", type=float, default=0.0)
+    add("--ema_decay", type=float, help="evaluate and save an exponential moving average of the trained weights")
     add("--num_train_epochs", type=int, default=10)
-    add("--max_train_steps", type=int, default=None, help="overrides --num_train_epochs")
+    add("--max_train_steps", type=int, help="overrides --num_train_epochs")
     add("--lr_scheduler_type", type=SchedulerType, default="cosine", choices=list(SchedulerType))
-    add("--num_warmup_steps", type=int, default=0)
-    add("--classifier_dropout", type=float, default=0.5)
+    add("--num_warmup_steps", type=float, default=0, help="below 1: a share of all steps")
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: as accelerate is configured")
     add("--seed", type=int, default=0)
+    # the evaluation
+    add("--per_device_eval_batch_size", type=int, default=8, help="clips that go through the model at once")
+    add("--eval_views", default="1x1", help="clips x crops of each video: 3x1, 1x3, …")
+    add("--eval_steps", type=int, help="evaluate every so many steps, and not at the end only")
     # the result
     add("--output_dir", type=Path, required=True)
-    return parser.parse_args(argv)
+    add("--checkpointing_steps", default="epoch", help="a number of steps, 'epoch', or 'no'")
+    add("--checkpoints_total_limit", type=int, default=2, help="checkpoints to keep")
+    add("--resume_from_checkpoint", type=Path, help="go on from this one; default: the last in --output_dir")
+    add("--logging_steps", type=int, default=10)
+    add("--with_tracking", **switch, help="log to --report_to")
+    add("--report_to", default="tensorboard", help="any tracker of accelerate, or all")
+    add("--push_to_hub", **switch, help="upload checkpoints while training, and the result with its card")
+    add("--hub_model_id", help="user/name on the Hub; default: the name of --output_dir")
+    add("--hub_token", help="default: that of `hf auth login`")
+    add("--hub_private_repo", **switch, help="if the repository is new")
+
+    config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config_parser.add_argument("--config", type=Path)
+    argv = sys.argv[1:] if argv is None else [str(a) for a in argv]
+    config = config_parser.parse_known_args(argv)[0].config
+    args = parser.parse_args([*(recipe_arguments(parser, config) if config else []), *argv])
+    if args.streaming and not args.max_train_steps:
+        parser.error("--streaming needs --max_train_steps: how long an epoch is, a stream cannot promise")
+    if args.checkpointing_steps not in ("epoch", "no") and not args.checkpointing_steps.isdecimal():
+        parser.error(f"--checkpointing_steps ({args.checkpointing_steps}) is a number of steps, 'epoch' or 'no'")
+    if not re.fullmatch(r"[1-9]\d*x[13]", args.eval_views):
+        parser.error(f"--eval_views ({args.eval_views}) is clips x crops with 1 or 3 crops, such as 3x1")
+    return args
+
+
+def recipe_arguments(parser: argparse.ArgumentParser, path: Path) -> list[str]:
+    """The options of a yaml file as a command line, so that they are checked like one."""
+    arguments = []
+    for key, value in yaml.safe_load(path.read_text()).items():
+        action = parser._option_string_actions.get(f"--{key}")
+        if action is None:
+            parser.error(f"{path}: {key!r} is no option of this script; see --help")
+        if isinstance(action, (argparse.BooleanOptionalAction, argparse._StoreTrueAction)):
+            arguments += [f"--{key}"] if value else []
+        elif isinstance(value, dict):  # tuner_config
+            arguments += [f"--{key}", *(f"{k}={json.dumps(v)}" for k, v in value.items())]
+        elif value is not None:
+            arguments += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return arguments
+
+
+# ---------------------------------------------------------------------------------------------------- the model
 
 
 def tuner_config(tuner: str, pairs: list[str]) -> I2VTunerConfig:
@@ -84,132 +183,419 @@ def tuner_config(tuner: str, pairs: list[str]) -> I2VTunerConfig:
     """
     names = tuner.split("+")
     if unknown := [name for name in names if name not in METHODS]:
-        raise SystemExit(f"--tuner {tuner}: {unknown} is not among linear_probe, {', '.join(METHODS)}")
-    options = {name: {} for name in names}
+        raise SystemExit(f"--tuner {tuner}: {unknown} is not among linear_probe, full, lora, {', '.join(METHODS)}")
+    first, *others = [METHODS[name](**options) for name, options in tuner_options(tuner, METHODS, pairs).items()]
+    return sum(others, start=first)
+
+
+def tuner_options(tuner: str, methods: dict[str, type], pairs: list[str]) -> dict[str, dict]:
+    options = {name: {} for name in tuner.split("+")}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        takers = [name for name in names if key in {field.name for field in dataclasses.fields(METHODS[name])}]
+        takers = [name for name in options if key in {field.name for field in dataclasses.fields(methods[name])}]
         if not equals or not takers:
             raise SystemExit(f"--tuner_config takes KEY=VALUE with options of {tuner}, not {pair!r}")
         for name in takers:
             options[name][key] = yaml.safe_load(value)
-    first, *others = [METHODS[name](**options[name]) for name in names]
-    return sum(others, start=first)
+    return options
 
 
-def build_model(args: argparse.Namespace, names: list[str]) -> torch.nn.Module:
-    """The image model as a video classifier, with the tuner attached."""
+def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:
+    """The image model as a video classifier, with the tuner attached; for a dry run without memory."""
+    options = {
+        "num_frames": args.num_frames,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "classifier_dropout": args.classifier_dropout,
+    }
+    if args.dry_run:
+        with torch.device("meta"):
+            config = I2VConfig(image_config=image_config(args.model_name_or_path), **options)
+            return attach_tuner(args, I2VForVideoClassification(config))
     model = I2VForVideoClassification.from_image_model(
-        args.model_name_or_path,
-        num_frames=args.num_frames,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-        allow_random_base=args.allow_random_base,
-        classifier_dropout=args.classifier_dropout,
+        args.model_name_or_path, allow_random_base=args.allow_random_base, **options
     )
+    return attach_tuner(args, model)
+
+
+def attach_tuner(args: argparse.Namespace, model: I2VForVideoClassification) -> nn.Module:
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if args.tuner == "full":
+        return model.requires_grad_(True)
     if args.tuner == "linear_probe":
         model.i2v.requires_grad_(False)
         return model
-    return get_peft_model(model, tuner_config(args.tuner, args.tuner_config))
+    methods = args.tuner.split("+")
+    if "lora" not in methods:
+        return get_peft_model(model, tuner_config(args.tuner, args.tuner_config))
+    # LoRA is peft's own; STDHA is native to the model, so that it can ride on it
+    if not set(methods) <= {"lora", "stdha"}:
+        raise SystemExit(f"--tuner {args.tuner}: lora goes alone or as stdha+lora")
+    options = tuner_options(args.tuner, {"lora": LoraConfig, "stdha": METHODS["stdha"]}, args.tuner_config)
+    if "stdha" in methods:
+        model.with_stdha(**options["stdha"])
+    lora = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"], **options["lora"]}
+    return get_peft_model(model, LoraConfig(**lora))
 
 
-def build_optimizer(args: argparse.Namespace, model: torch.nn.Module) -> torch.optim.Optimizer:
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    no_decay = [p for name, p in trained if p.ndim < 2 or "temporal_embedding" in name]
-    decay = [p for name, p in trained if not (p.ndim < 2 or "temporal_embedding" in name)]
-    groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=args.learning_rate)
+def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW; biases, norms and embeddings without decay, the head with its own learning rate."""
+    groups = {}
+    for name, parameter in trained_parameters(model).items():
+        rate = args.head_learning_rate if args.head_learning_rate and "classifier" in name else args.learning_rate
+        is_embedding = re.search(r"\.temporal\.|temporal_embedding|position_embedding|class_embedding|cls_token", name)
+        decay = 0.0 if parameter.ndim < 2 or is_embedding else args.weight_decay
+        groups.setdefault((rate, decay), []).append(parameter)
+    groups = [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.adam_beta2))
 
 
-@torch.no_grad()
-def evaluate(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> float:
-    """Top-1 accuracy; every video counts once, whatever the number of processes."""
-    model.eval()
-    right = total = 0
-    for batch in tqdm(loader, desc="evaluate", unit="batch", disable=not accelerator.is_local_main_process):
-        predicted = model(pixel_values=batch["pixel_values"]).logits.argmax(-1)
-        predicted, labels = accelerator.gather_for_metrics((predicted, batch["labels"]))
-        right += (predicted == labels).sum().item()
-        total += len(labels)
-    return right / total
+# ----------------------------------------------------------------------------------------------------- the data
+
+
+def few_shot(videos: Dataset, shots: int, seed: int) -> Dataset:
+    """`shots` videos of each class, drawn with the seed."""
+    rows, labels = [], torch.tensor(videos["label"])
+    for label, name in enumerate(videos.features["label"].names):
+        of_class = (labels == label).nonzero().flatten()
+        if len(of_class) < shots:
+            raise ValueError(f"--shots_per_class {shots}: the class {name!r} has {len(of_class)} videos")
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + label)
+        rows += of_class[torch.randperm(len(of_class), generator=generator)[:shots]].tolist()
+    return videos.select(sorted(rows))
+
+
+def build_clips(args: argparse.Namespace, videos, preprocessing) -> tuple[VideoClips, VideoClips]:
+    """Clips for training and evaluation: file → frames → clip."""
+    pixels = dataclasses.asdict(preprocessing)
+    num_clips, num_crops = map(int, args.eval_views.split("x"))
+    sampling = {
+        "num_frames": args.num_frames,
+        "frame_stride": args.frame_stride if args.sampling == "dense" else None,
+        "policy": args.short_video_policy,
+    }
+    augmentation = train_transform(
+        **pixels,
+        flip=args.flip,
+        scale=tuple(args.crop_scale),
+        short_side=args.short_side,
+        color_jitter=args.color_jitter,
+        rand_augment=args.rand_augment and (int(args.rand_augment[0]), args.rand_augment[1]),
+        erase=args.random_erasing,
+    )
+    flip_labels = json.loads(args.flip_labels.read_text()) if args.flip_labels else None
+    train_clips = VideoClips(
+        videos["train"], transform=augmentation, train=True, seed=args.seed, flip_labels=flip_labels, **sampling
+    )
+    transform = eval_transform(**pixels, num_crops=num_crops)
+    eval_clips = VideoClips(videos["validation"], transform=transform, train=False, num_clips=num_clips, **sampling)
+    return train_clips, eval_clips
+
+
+def build_loaders(args: argparse.Namespace, train_clips: VideoClips, eval_clips: VideoClips, accelerator: Accelerator):
+    """Batches of the clips for this process."""
+    common = {
+        "num_workers": args.dataloader_num_workers,
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+        "on_bad_video": args.on_bad_video,
+        "max_bad_fraction": args.max_bad_fraction,
+        "bad_videos_file": args.output_dir / "bad_videos.jsonl",
+        "pin_memory": accelerator.device.type == "cuda",
+        "device": accelerator.device,
+    }
+    mixes = args.mixup_alpha or args.cutmix_alpha
+    train_loader = ClipLoader(
+        train_clips,
+        batch_size=args.per_device_train_batch_size,
+        shuffle=True,
+        shuffle_buffer_size=args.shuffle_buffer_size,
+        drop_last=True,
+        mix=Mix(args.num_labels, args.mixup_alpha, args.cutmix_alpha) if mixes else None,
+        **common,
+    )
+    views = math.prod(map(int, args.eval_views.split("x")))
+    eval_loader = ClipLoader(eval_clips, batch_size=max(1, args.per_device_eval_batch_size // views), **common)
+    return train_loader, eval_loader
+
+
+def check_labels(args: argparse.Namespace, videos) -> list[str]:
+    names = videos["train"].features["label"].names
+    if "validation" not in videos:
+        raise ValueError("there are no videos for validation; give --validation_dir or --validation_file")
+    if (validation := videos["validation"].features["label"].names) != names:
+        differ = sorted(set(names) ^ set(validation)) or "the same names in another order"
+        raise ValueError(f"the labels of train and validation differ: {differ}. Give both the same classes.")
+    if args.num_labels not in (None, len(names)):
+        raise ValueError(f"--num_labels is {args.num_labels}, but the data set has {len(names)} classes")
+    return names
+
+
+# ------------------------------------------------------------------------------------------------------ the loop
+
+
+def batch_loss(args: argparse.Namespace, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean loss of a batch; clips that stand for an unreadable video count nothing."""
+    logits = model(pixel_values=batch["pixel_values"]).logits.float()
+    loss_B = F.cross_entropy(logits, batch["labels"], label_smoothing=args.label_smoothing, reduction="none")
+    return (loss_B * ~batch["is_padding"]).mean()
+
+
+def check_distribution(accelerator: Accelerator, args: argparse.Namespace) -> None:
+    """Refuse what accelerate would pass over without a word."""
+    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate sees only one")
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != DistributedType.FSDP:
+        raise RuntimeError("accelerate is configured for FSDP, but uses it on several GPUs only; use ddp.yaml here")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and args.checkpointing_steps != "no":
+        raise RuntimeError("checkpoints do not cover DeepSpeed's shards: use --checkpointing_steps no, or FSDP")
+
+
+def resume(args, accelerator: Accelerator, checkpoints: CheckpointFolder, state: TrainingState) -> int:
+    """Take the output folder for this run, and go on from its last checkpoint if there is one."""
+    checkpoint = None
+    if accelerator.is_main_process:
+        claim(args.output_dir, checkpoints.configuration)
+        chosen = args.resume_from_checkpoint
+        checkpoint = checkpoints.load(chosen) if chosen else checkpoints.load_last()
+    (found,) = broadcast_object_list([checkpoint is not None])
+    if not found:
+        return 0
+    step = state.restore(checkpoint)
+    accelerator.print(f"going on after step {step}")
+    return step
+
+
+def claim(output_dir: Path, configuration: dict) -> None:
+    """Refuse an output folder that holds another run."""
+    record = output_dir / "run.json"
+    if record.exists():
+        differences = configuration_differences(json.loads(record.read_text()), configuration)
+        if differences:
+            raise ValueError(
+                f"{output_dir} holds another run: {'; '.join(differences)}. Choose another --output_dir, or remove "
+                "that folder to start anew."
+            )
+        return
+    if found := [p.name for p in output_dir.glob("*") if p.name in RESULTS or p.name.startswith("checkpoint-")]:
+        raise ValueError(f"{output_dir} holds another run ({', '.join(sorted(found))}). Choose another --output_dir.")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(record, json.dumps(configuration, indent=2) + "\n")
+
+
+def save_checkpoint(accelerator, checkpoints, state: TrainingState, step: int, uploads: CheckpointUploads | None):
+    weights, values = state.collect()
+    if accelerator.is_main_process:
+        path = checkpoints.save(step, weights, values)
+        if uploads:
+            uploads.start(path, f"step {step}")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    accelerator = Accelerator(gradient_accumulation_steps=args.gradient_accumulation_steps)
+    if args.dry_run:
+        print("\n".join(dry_run(args)))
+        return
+    logs = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / "logs"))
+    accelerator = Accelerator(
+        cpu=torch.accelerator.current_accelerator() is None,  # or several processes would not find each other
+        mixed_precision=args.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        log_with=args.report_to if args.with_tracking else None,
+        project_config=logs,
+        # ST-Adapter's last adapter under CLS read-out, and parts of a fully trained model, get no gradient
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=args.tuner == "full" or "st_adapter" in args.tuner)
+        ],
+    )
+    check_distribution(accelerator, args)
     set_seed(args.seed)
 
-    # data: file → frames → clip
-    videos = load_video_folder(args.train_dir, args.validation_dir)
-    names = videos["train"].features["label"].names
-    image_preprocessing = preprocessing_from_pretrained(args.model_name_or_path)
-    preprocessing = dataclasses.asdict(image_preprocessing)
-    train_clips = VideoClips(
-        videos["train"],
-        num_frames=args.num_frames,
-        transform=train_transform(**preprocessing, flip=args.flip, scale=tuple(args.crop_scale)),
-        train=True,
-        seed=args.seed,
-    )
-    eval_clips = VideoClips(
-        videos["validation"], num_frames=args.num_frames, transform=eval_transform(**preprocessing), train=False
-    )
-    workers = {"num_workers": args.dataloader_num_workers, "collate_fn": collate}
-    train_loader = DataLoader(train_clips, batch_size=args.per_device_train_batch_size, shuffle=True, **workers)
-    eval_loader = DataLoader(eval_clips, batch_size=args.per_device_eval_batch_size, **workers)
+    # data
+    videos = videos_from_args(args)
+    names = check_labels(args, videos)
+    args.num_labels = len(names)
+    if args.shots_per_class:
+        videos["train"] = few_shot(videos["train"], args.shots_per_class, args.seed)
+    preprocessing = preprocessing_from_pretrained(args.model_name_or_path)
+    train_loader, eval_loader = build_loaders(args, *build_clips(args, videos, preprocessing), accelerator)
 
-    # model and optimiser
+    # model, optimiser, schedule
     model = build_model(args, names)
-    optimizer = build_optimizer(args, model)
-    size = preprocessing["size"]
-    model_cost = cost(model, (1, args.num_frames, 3, size, size))
-    model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
-    steps_per_epoch = math.ceil(len(train_loader) / args.gradient_accumulation_steps)
-    max_train_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
-    num_train_epochs = math.ceil(max_train_steps / steps_per_epoch)
-    scheduler = get_scheduler(
-        args.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=args.num_warmup_steps * accelerator.num_processes,
-        num_training_steps=max_train_steps * accelerator.num_processes,
-    )
-    scheduler = accelerator.prepare(scheduler)
+    model_cost = cost(model, (1, args.num_frames, 3, preprocessing.size, preprocessing.size))
+    frozen_weights = frozen_fingerprint(model)
+    model, optimizer = accelerator.prepare(model, build_optimizer(args, model))
+    epochs_in_batches = args.num_train_epochs * len(train_loader)
+    max_train_steps = args.max_train_steps or max(1, epochs_in_batches // args.gradient_accumulation_steps)
+    num_warmup_steps = int(args.num_warmup_steps * (max_train_steps if args.num_warmup_steps < 1 else 1))
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer.optimizer, num_warmup_steps, max_train_steps)
+    ema = ExponentialMovingAverage(model, args.ema_decay) if args.ema_decay else None
+    set_seed(args.seed, device_specific=True)  # dropout differs between processes
 
+    # where the run stands: what it is, and what it has to go on from
     batch_size = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    configuration = {key: plain(value) for key, value in vars(args).items() if key not in MAY_CHANGE}
+    configuration |= {"max_train_steps": max_train_steps, "batch_size": batch_size}
+    configuration |= {"labels": names, "frozen_weights": frozen_weights}
+    checkpoints = CheckpointFolder(args.output_dir, configuration, args.checkpoints_total_limit)
+    state = TrainingState(
+        accelerator.unwrap_model(model), optimizer.optimizer, scheduler, train_loader, ema, accelerator.scaler
+    )
+    step = resume(args, accelerator, checkpoints, state)
+    accelerator.init_trackers("run_video_cls", {k: v for k, v in configuration.items() if isinstance(v, str | float)})
     accelerator.print(
-        f"{args.tuner}: {model_cost} per clip of {args.num_frames}x{size}x{size}\n"
-        f"{len(train_clips)} videos to train on, {len(eval_clips)} to validate, {len(names)} classes; "
-        f"{batch_size} clips per step, {max_train_steps} steps in {num_train_epochs} epochs"
+        f"{args.tuner}: {model_cost} per clip of {args.num_frames}x{preprocessing.size}x{preprocessing.size}\n"
+        f"{len(train_loader.clips)} videos to train on, {len(eval_loader.clips)} to validate, {len(names)} classes; "
+        f"{batch_size} clips per step, {max_train_steps} steps"
     )
 
-    progress = tqdm(total=max_train_steps, desc="train", unit="step", disable=not accelerator.is_local_main_process)
-    for epoch in range(num_train_epochs):
-        model.train()
-        train_clips.set_epoch(epoch)
-        for batch in train_loader:
-            with accelerator.accumulate(model):
-                loss = model(**batch).loss
-                accelerator.backward(loss)
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad()
-            if accelerator.sync_gradients:
-                progress.update()
-                progress.set_postfix(loss=f"{loss.item():.3f}", epoch=epoch)
-                if progress.n == max_train_steps:
-                    break
-    progress.close()
-    top1 = evaluate(accelerator, model, eval_loader)
-    accelerator.print(f"top-1 {100 * top1:.1f} %")
+    uploads = None
+    if args.push_to_hub and accelerator.is_main_process:
+        repository = args.hub_model_id or args.output_dir.absolute().name
+        uploads = CheckpointUploads(repository, private=args.hub_private_repo, token=args.hub_token)
 
+    averaged = ema.applied if ema else contextlib.nullcontext
+
+    def evaluate():
+        with averaged():
+            predictions = predict(accelerator, model, eval_loader, args.per_device_eval_batch_size)
+        if predictions:
+            metrics = predictions.metrics()
+            accelerator.log({f"eval_{key}": value for key, value in metrics.items()}, step=step)
+            accelerator.print(f"step {step}: top-1 {100 * metrics['accuracy']:.1f} %")
+        return predictions
+
+    is_main = accelerator.is_local_main_process
+    progress = tqdm(total=max_train_steps, initial=step, desc="train", unit="step", disable=not is_main)
+    meter = Meter(accelerator)
+    while step < max_train_steps:
+        model.train()
+        epoch = train_loader.epoch
+        for batch in meter.waiting(train_loader):
+            with accelerator.accumulate(model):
+                loss = batch_loss(args, model, batch)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and args.max_grad_norm:
+                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            meter.add(loss, len(batch["labels"]))
+            if not accelerator.sync_gradients:
+                continue
+            step += 1
+            if not accelerator.optimizer_step_was_skipped:  # as after an overflow in fp16
+                scheduler.step()
+                if ema:
+                    ema.update()
+            progress.update()
+            if step % args.logging_steps == 0 or step == max_train_steps:
+                values = meter.read() | {"learning_rate": scheduler.get_last_lr()[0], "epoch": epoch}
+                progress.set_postfix({key: f"{value:.3g}" for key, value in values.items()})
+                accelerator.log(values, step=step)
+            epoch_done = train_loader.state_dict()["epoch"] > epoch
+            every = args.checkpointing_steps
+            if every != "no" and (
+                step == max_train_steps or (epoch_done if every == "epoch" else step % int(every) == 0)
+            ):
+                save_checkpoint(accelerator, checkpoints, state, step, uploads)
+            if args.eval_steps and step % args.eval_steps == 0 and step < max_train_steps:
+                evaluate()
+            if step == max_train_steps:
+                break
+    progress.close()
+
+    predictions = evaluate()
+    folder = args.output_dir / ("model" if args.tuner in ("linear_probe", "full") else "adapter")
+    trained = accelerator.unwrap_model(model)
+    if args.push_to_hub and isinstance(trained, PeftModel):  # a place of this machine says nothing to others
+        trained.peft_config["default"].base_model_name_or_path = base_name(args.model_name_or_path)
+    with averaged():
+        weights = accelerator.get_state_dict(model)  # gathered where it is sharded
+        if accelerator.is_main_process:
+            trained.save_pretrained(folder, state_dict=weights)
     if accelerator.is_main_process:
-        model = accelerator.unwrap_model(model)
-        folder = args.output_dir / ("model" if args.tuner == "linear_probe" else "adapter")
-        model.save_pretrained(folder)
-        image_preprocessing.image_processor().save_pretrained(folder)
-        results = {"tuner": args.tuner, "eval_accuracy": top1, **dataclasses.asdict(model_cost)}
-        (args.output_dir / "all_results.json").write_text(json.dumps(results, indent=2) + "\n")
+        preprocessing.image_processor().save_pretrained(folder)
+        resolved = configuration | {"model_name_or_path": base_name(args.model_name_or_path)}
+        (folder / "training_config.yaml").write_text(yaml.safe_dump(resolved))
+        results = {"step": step, **dataclasses.asdict(model_cost)}
+        write_results(args, predictions, eval_loader, names, results)
+        if uploads:
+            uploads.wait()
+            facts = card_facts(args, predictions, train_loader, eval_loader, resolved)
+            write_card(trained, folder, facts, uploads.repo_id)
+            push_folder(folder, uploads.repo_id, token=args.hub_token)
+    accelerator.wait_for_everyone()  # the first process still writes
     accelerator.end_training()
+
+
+# -------------------------------------------------------------------------------------------------- the results
+
+
+def write_results(args, predictions, eval_loader: ClipLoader, names: list[str], facts: dict) -> None:
+    """`all_results.json`, the table of predictions and the picture of the confusion matrix."""
+    videos = [eval_loader.clips.name(i) for i in range(len(eval_loader.clips))]
+    write_predictions(args.output_dir / "predictions.csv", predictions, videos, names)
+    counts = confusion_matrix(predictions, len(names))
+    draw_confusion_matrix(counts, names).save(args.output_dir / "confusion_matrix.png")
+    metrics = {f"eval_{key}": value for key, value in predictions.metrics().items()}
+    results = {"tuner": args.tuner, **metrics, "eval_failures": len(videos) - metrics["eval_num_videos"], **facts}
+    write_atomically(args.output_dir / "all_results.json", json.dumps(results, indent=2) + "\n")
+
+
+def card_facts(args, predictions, train_loader: ClipLoader, eval_loader: ClipLoader, resolved: dict) -> CardFacts:
+    """What the card says about this training."""
+    metrics = predictions.metrics()
+    num_eval_videos = len(eval_loader.clips)
+    files = [train_loader.clips.name(i) for i in range(len(train_loader.clips))]
+    are_files = all(Path(file).is_file() for file in files)
+    return CardFacts(
+        method=args.tuner,
+        dataset=args.dataset_name and base_name(args.dataset_name),
+        fingerprint=dataset_fingerprint(files, os.path.commonpath(files)) if are_files else None,
+        num_train_videos=len(files),
+        num_eval_videos=num_eval_videos,
+        failures=num_eval_videos - metrics.pop("num_videos") + len(train_loader.failures),
+        metrics=metrics,
+        view_protocol=f"{args.eval_views} (clips x crops) of {args.num_frames} frames",
+        arguments={key: value for key, value in resolved.items() if key != "labels"},
+    )
+
+
+def plain(value):
+    """For json and yaml."""
+    if isinstance(value, SchedulerType):
+        return value.value
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+def base_name(model_name_or_path: str) -> str:
+    """A Hub id, or the name of a folder without the places of this machine."""
+    return Path(model_name_or_path).name if Path(model_name_or_path).exists() else model_name_or_path
+
+
+def dry_run(args: argparse.Namespace) -> list[str]:
+    """What the options come to, line by line: the model in its full size, but without memory."""
+    if not args.num_labels:
+        raise SystemExit("--dry_run needs --num_labels, the number of classes")
+    model = build_model(args, [str(i) for i in range(args.num_labels)])
+    size = model.config.image_config.image_size
+    shape = (1, args.num_frames, 3, size, size)
+    model_cost = cost(model, shape)
+    head = sum(p.numel() for n, p in trained_parameters(model).items() if "classifier" in n)
+    macs, kind = model_cost.macs, "as trained"
+    if isinstance(model, PeftModel) and set(args.tuner.split("+")) <= {"zeroi2v", "stdha", "linear_adapter", "lora"}:
+        macs, kind = cost(model.merge_and_unload(), shape).macs, "merged"
+    views = math.prod(map(int, args.eval_views.split("x")))
+    return [
+        f"trainable parameters: {model_cost.trainable_parameters / 1e6:.2f} M, of which the head {head / 1e6:.2f} M",
+        f"parameters while training: {model_cost.total_parameters / 1e6:.2f} M",
+        f"MACs of a view in training: {model_cost.macs / 1e9:.1f} G",
+        f"MACs of a view in use: {macs / 1e9:.1f} G ({kind})",
+        f"MACs of a video: {views * macs / 1e9:.0f} G ({args.eval_views} views of {args.num_frames} frames)",
+    ]
 
 
 if __name__ == "__main__":

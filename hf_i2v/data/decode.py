@@ -3,9 +3,16 @@
 The packets of the file are demuxed once and kept: they say how many frames there really are (headers lie or are
 silent), and they are what gets decoded. Frame `i` is the `i`-th picture the decoder shows, in presentation order.
 
+Decoding starts at the last key frame before a wanted frame and goes on from there, never backwards; pictures that are
+neither wanted nor predicted from are skipped:
+
+    packets     I p b p b p b I p b p b p b I p b        wanted: x
+                              I p - p x                  bit-identical to decoding everything
+
 Shape suffixes: T frame, C channel, H height, W width.
 """
 
+import bisect
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -15,13 +22,12 @@ from typing import BinaryIO
 import av
 import numpy as np
 import torch
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 
-VideoSource = str | os.PathLike | bytes | BinaryIO
+from .packets import MAX_HELD_BYTES, Packets
 
-# One packet of these may hold no picture to show (VP8's alternate reference frames), so packets cannot be counted.
-_CODECS_WITH_HIDDEN_FRAMES = {"vp8"}
+VideoSource = str | os.PathLike | bytes | BinaryIO
 
 
 class VideoDecodeError(ValueError):
@@ -56,23 +62,26 @@ class VideoReader:
         frames_TCHW = video.frames([0, video.num_frames - 1])
     ```
 
-    The compressed packets of the video stream are held in memory while it is open.
+    The compressed packets of the video stream are held in memory while it is open, unless the file is very large.
 
     Args:
         source: path, the bytes of a file, or a seekable binary file object (read from its start, left open).
+        name: what to call it in messages; default its path.
 
     Raises:
         VideoDecodeError: no such file, an empty file, not a video, no video stream (cover art is none), zero frames.
     """
 
-    def __init__(self, source: VideoSource):
-        self.name = _name_of(source)
+    def __init__(self, source: VideoSource, *, name: str | None = None):
+        self.name = name or name_of(source)
         self._reformatter = VideoReformatter()
-        self._container = _open(source, self.name)
+        self._container, size = _open(source, self.name)
         try:
             self._stream = self._find_stream()
-            self._packets = self._demux()
-            self.num_frames = self._count_frames()
+            self._packets = self._demux(None if size <= MAX_HELD_BYTES else lambda: _open(source, self.name)[0])
+            # positions of the frames' packets, or None where time stamps do not number them
+            self._table = self._packets.shown() if self._packets.are_numbered() else None
+            self.num_frames = sum(1 for _ in self._decode_all()) if self._table is None else len(self._table)
             if self.num_frames == 0:
                 raise VideoDecodeError(f"{self.name}: the video stream has zero frames")
         except BaseException:
@@ -87,7 +96,7 @@ class VideoReader:
 
     def close(self) -> None:
         """Close the file (not a file object that was handed in)."""
-        self._packets = []
+        self._packets = None
         self._container.close()
 
     @property
@@ -101,18 +110,45 @@ class VideoReader:
         """FFmpeg's name of the decoder."""
         return self._stream.codec_context.name
 
-    def frames(self, indices: Sequence[int]) -> torch.Tensor:
+    def times(self) -> list[float]:
+        """When each frame is shown, in seconds from the first.
+
+        Raises:
+            VideoDecodeError: the file has no usable time stamps and no frame rate.
+        """
+        if self._table is not None:
+            base, pts = self._stream.time_base, [self._packets.pts[position] for position in self._table]
+            return [float((time - pts[0]) * base) for time in pts]
+        if self.fps is None:
+            raise VideoDecodeError(f"{self.name}: no time stamps and no frame rate, seconds mean nothing in it")
+        return [number / self.fps for number in range(self.num_frames)]
+
+    def indices_at(self, seconds: Sequence[float]) -> list[int]:
+        """Numbers of the frames on show at these times, counted from the first frame; the last one stays on show.
+
+        Raises:
+            ValueError: a negative time.
+        """
+        if min(seconds, default=0) < 0:
+            raise ValueError(f"seconds ({min(seconds)}) must not be negative")
+        times = self.times()
+        return [bisect.bisect_right(times, second) - 1 for second in seconds]
+
+    def frames(self, indices: Sequence[int], *, short_side: int | None = None) -> torch.Tensor:
         """Decode the frames of these numbers, up to the last of them and no further.
 
         Args:
             indices: frame numbers from 0, in any order, repeats allowed.
+            short_side: scale the frames while they are converted, so that the shorter side has this many pixels
+                (FFmpeg's bicubic filter; the longer side is rounded). None keeps their size.
 
         Returns:
             uint8 RGB of shape (T, C, H, W) in the order of `indices`. It is stored with the channels last, which is
-            how it was decoded and what resizing likes best; call `.contiguous()` for the other layout.
+            how it was decoded and what resizing likes best; `.permute(0, 2, 3, 1)` shows it as (T, H, W, C) at no
+            cost, `.contiguous()` stores it the other way.
 
         Raises:
-            VideoDecodeError: an index out of range, damaged data before the last wanted frame, a frame size that
+            VideoDecodeError: an index out of range, damaged data that a wanted frame depends on, a frame size that
                 changes within the video.
             ValueError: no index at all.
         """
@@ -125,21 +161,13 @@ class VideoReader:
                     f"{self.name}: frame index {index} is out of range, the video has {self.num_frames} frames "
                     f"(0 to {self.num_frames - 1})"
                 )
+        if short_side is not None and short_side < 1:
+            raise ValueError(f"short_side ({short_side}) must be at least 1")
 
         wanted = sorted(set(indices))
-        frames_HWC: list[np.ndarray] = []
-        for number, frame in enumerate(self._decode()):
-            if number == wanted[len(frames_HWC)]:
-                if frame.is_corrupt:
-                    raise VideoDecodeError(f"{self.name}: frame {number} is damaged")
-                frames_HWC.append(self._to_rgb(frame))
-                if len(frames_HWC) == len(wanted):
-                    break
-        else:
-            raise VideoDecodeError(
-                f"{self.name}: the file holds {self.num_frames} frames but the decoder ended after {number + 1}, "
-                f"before frame {wanted[len(frames_HWC)]}; the file is probably damaged"
-            )
+        frames_HWC = self._seek_and_decode(wanted, short_side)
+        if frames_HWC is None:
+            frames_HWC = self._decode_up_to(wanted, short_side)
         if len({frame_HWC.shape for frame_HWC in frames_HWC}) > 1:
             sizes = sorted({frame_HWC.shape[:2] for frame_HWC in frames_HWC})
             raise VideoDecodeError(f"{self.name}: the frame size changes within the video: (height, width) {sizes}")
@@ -149,6 +177,73 @@ class VideoReader:
             place = {index: row for row, index in enumerate(wanted)}
             video_THWC = video_THWC[[place[index] for index in indices]]
         return video_THWC.permute(0, 3, 1, 2)
+
+    def _seek_and_decode(self, wanted: list[int], short_side: int | None) -> list[np.ndarray] | None:
+        """The wanted frames through the table, or None where only decoding everything can tell: no table, an error,
+        or a frame that does not come out."""
+        if self._table is None:
+            return None
+        number_at = {self._packets.pts[self._table[number]]: number for number in wanted}
+        found: dict[int, np.ndarray] = {}
+        try:
+            for frame, is_damaged in self._decode_parts([self._table[number] for number in wanted]):
+                if is_damaged:
+                    return None
+                number = number_at.get(frame.pts)
+                if number is not None and number not in found:
+                    found[number] = self._to_rgb(frame, short_side)
+        except av.error.FFmpegError:
+            return None
+        return [found[number] for number in wanted] if len(found) == len(wanted) else None
+
+    def _decode_parts(self, positions: list[int]) -> Iterator[tuple[av.VideoFrame, bool]]:
+        """Frames from each key frame before a wanted packet up to that packet, and whether they are damaged."""
+        context = self._stream.codec_context
+        spans = sorted((self._packets.key_before(position), position) for position in positions)
+        wanted = set(positions)
+        packets, at, key = iter(()), 0, None
+        for start, stop in spans:
+            if stop < at:
+                continue
+            if key is None or start > at:  # otherwise the decoder is on its way there already
+                if key is not None:
+                    yield from self._flush(context, key)
+                context.flush_buffers()
+                packets, at, key = self._packets.read(start), start, self._packets.pts[start]
+            for packet in packets:
+                context.skip_frame = "DEFAULT" if at in wanted else "NONREF"
+                for frame in context.decode(packet):
+                    yield frame, self._is_damaged(frame, key)
+                at += 1
+                if at > stop:
+                    break
+        yield from self._flush(context, key)
+
+    def _flush(self, context, key: int) -> Iterator[tuple[av.VideoFrame, bool]]:
+        context.skip_frame = "DEFAULT"
+        for frame in context.decode(None):
+            yield frame, self._is_damaged(frame, key)
+
+    @staticmethod
+    def _is_damaged(frame: av.VideoFrame, key: int) -> bool:
+        # what is shown before the key frame that decoding began with lacks its references and is not wanted
+        return frame.is_corrupt and (frame.pts is None or frame.pts >= key)
+
+    def _decode_up_to(self, wanted: list[int], short_side: int | None) -> list[np.ndarray]:
+        """The wanted frames by decoding everything before them and counting."""
+        frames_HWC: list[np.ndarray] = []
+        number = -1
+        for number, frame in enumerate(self._decode_all()):
+            if frame.is_corrupt:  # later frames may be predicted from it, and FFmpeg does not mark those
+                raise VideoDecodeError(f"{self.name}: frame {number} is damaged")
+            if number == wanted[len(frames_HWC)]:
+                frames_HWC.append(self._to_rgb(frame, short_side))
+                if len(frames_HWC) == len(wanted):
+                    return frames_HWC
+        raise VideoDecodeError(
+            f"{self.name}: the file holds {self.num_frames} frames but the decoder ended after {number + 1}, "
+            f"before frame {wanted[len(frames_HWC)]}; the file is probably damaged"
+        )
 
     def _find_stream(self) -> av.VideoStream:
         container_format = self._container.format.name
@@ -161,37 +256,36 @@ class VideoReader:
             raise VideoDecodeError(f"{self.name}: no video stream (streams found: {found}; cover art does not count)")
         if streams[0].codec_context is None:
             raise VideoDecodeError(f"{self.name}: FFmpeg has no decoder for its video stream")
+        for stream in self._container.streams:
+            if stream is not streams[0]:
+                stream.discard = Discard.all  # sound, subtitles
         streams[0].codec_context.thread_count = 1  # data loading parallelises over files, not inside one
         return streams[0]
 
-    def _demux(self) -> list[av.Packet]:
+    def _demux(self, open_again) -> Packets:
         try:
-            packets = [packet for packet in self._container.demux(self._stream) if packet.size]
+            return Packets(self._container, self._stream, open_again=open_again)
         except av.error.FFmpegError as error:
             raise VideoDecodeError(f"{self.name}: cannot be read ({error.strerror})") from error
-        while packets and packets[-1].is_corrupt:  # the torn packet at the end of a truncated file
-            packets.pop()
-        return packets
 
-    def _count_frames(self) -> int:
-        shown = [packet for packet in self._packets if not packet.is_discard]  # edit lists hide frames
-        times = {packet.pts for packet in shown}
-        if self.codec in _CODECS_WITH_HIDDEN_FRAMES or None in times or len(times) < len(shown):
-            return sum(1 for _ in self._decode())  # packets are no frames here: count what comes out
-        return len(shown)
-
-    def _decode(self) -> Iterator[av.VideoFrame]:
+    def _decode_all(self) -> Iterator[av.VideoFrame]:
         context = self._stream.codec_context
         context.flush_buffers()  # start afresh, this may not be the first pass
+        context.skip_frame = "DEFAULT"
         try:
-            for packet in self._packets:
+            for packet in self._packets.read():
                 yield from context.decode(packet)
             yield from context.decode(None)
         except av.error.FFmpegError as error:
             raise VideoDecodeError(f"{self.name}: cannot be decoded ({error.strerror})") from error
 
-    def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+    def _to_rgb(self, frame: av.VideoFrame, short_side: int | None) -> np.ndarray:
+        size = {}
+        if short_side is not None:
+            short = min(frame.width, frame.height)
+            width, height = (round(side * short_side / short) for side in (frame.width, frame.height))
+            size = {"width": width, "height": height, "interpolation": "BICUBIC"}
+        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1, **size)
         plane = rgb.planes[0]
         rows = np.frombuffer(plane, np.uint8, count=rgb.height * plane.line_size).reshape(rgb.height, plane.line_size)
         frame_HWC = rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)  # rows are padded
@@ -229,7 +323,8 @@ def decode_frames(source: VideoSource, indices: Sequence[int]) -> torch.Tensor:
         return video.frames(indices)
 
 
-def _name_of(source: VideoSource) -> str:
+def name_of(source: VideoSource) -> str:
+    """What to call a source in messages."""
     if isinstance(source, bytes):
         return f"<video of {len(source)} bytes>"
     if isinstance(source, str | os.PathLike):
@@ -237,7 +332,8 @@ def _name_of(source: VideoSource) -> str:
     return str(getattr(source, "name", source))
 
 
-def _open(source: VideoSource, name: str) -> av.container.InputContainer:
+def _open(source: VideoSource, name: str) -> tuple[av.container.InputContainer, int]:
+    """The open file, and its size in bytes."""
     if isinstance(source, str | os.PathLike):
         if not os.path.exists(source):
             raise VideoDecodeError(f"{name}: no such file")
@@ -253,6 +349,6 @@ def _open(source: VideoSource, name: str) -> av.container.InputContainer:
     if size == 0:
         raise VideoDecodeError(f"{name}: the file is empty (0 bytes)")
     try:
-        return av.open(file)
+        return av.open(file), size
     except (av.error.FFmpegError, OSError) as error:
         raise VideoDecodeError(f"{name}: not a video file, or a damaged one ({error.strerror})") from error

@@ -8,22 +8,21 @@ Shape suffixes: T frame, C channel, H height, W width.
 
 import json
 import logging
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch.nn import functional as F
+
+from .augment import ColorJitter, RandAugment, RandomErasing
+from .crops import CenterCrop, Interpolation, RandomResizedCrop, ResizeShortSide, ShortSideJitter, ThreeCrops, uniform
 
 logger = logging.getLogger(__name__)
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-Interpolation = Literal["bilinear", "bicubic"]
 Transform = Callable[[torch.Tensor, torch.Generator | None], torch.Tensor]
 
 
@@ -40,78 +39,6 @@ class Compose:
 
 
 @dataclass(frozen=True)
-class ResizeShortSide:
-    """Scale so that the shorter side is `size` pixels, keeping the aspect ratio (longer side rounded down)."""
-
-    size: int
-    interpolation: Interpolation = "bilinear"
-
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        height, width = frames_TCHW.shape[-2:]
-        short = min(height, width)
-        new_size = (self.size * height // short, self.size * width // short)
-        return _resize(frames_TCHW, new_size, self.interpolation)
-
-
-@dataclass(frozen=True)
-class CenterCrop:
-    """Cut the middle square of `size` pixels out; both sides must be at least that long."""
-
-    size: int
-
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        height, width = frames_TCHW.shape[-2:]
-        if min(height, width) < self.size:
-            raise ValueError(f"frames of {height}x{width} (height x width) are smaller than the crop ({self.size})")
-        top, left = (height - self.size) // 2, (width - self.size) // 2
-        return frames_TCHW[..., top : top + self.size, left : left + self.size]
-
-
-@dataclass(frozen=True)
-class RandomResizedCrop:
-    """Cut a random box out and scale it to a square of `size` pixels.
-
-    Args:
-        size: side of the result in pixels.
-        scale: smallest and largest share of the frame's area.
-        ratio: narrowest and widest aspect ratio (width over height) of the box.
-        interpolation: how to scale.
-    """
-
-    size: int
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: Interpolation = "bilinear"
-
-    def __post_init__(self):
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale ({self.scale}) must be (smallest, largest) with 0 < smallest <= largest <= 1")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio ({self.ratio}) must be (narrowest, widest) with 0 < narrowest <= widest")
-
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        top, left, height, width = self.box(*frames_TCHW.shape[-2:], generator)
-        crop_TCHW = frames_TCHW[..., top : top + height, left : left + width]
-        return _resize(crop_TCHW, (self.size, self.size), self.interpolation)
-
-    def box(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
-        """A random (top, left, height, width) in pixels inside a frame of that height and width."""
-        log_ratio = (math.log(self.ratio[0]), math.log(self.ratio[1]))
-        for _ in range(10):  # a box drawn too long for the frame is drawn again
-            area = height * width * _uniform(*self.scale, generator)
-            ratio = math.exp(_uniform(*log_ratio, generator))
-            box_height, box_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
-            if 0 < box_height <= height and 0 < box_width <= width:
-                top = int(torch.randint(height - box_height + 1, (), generator=generator))
-                left = int(torch.randint(width - box_width + 1, (), generator=generator))
-                return top, left, box_height, box_width
-        # The largest box of an allowed ratio in the middle of the frame.
-        box_height = min(height, max(1, round(width / self.ratio[0])))
-        box_width = min(width, max(1, round(height * self.ratio[1])))
-        return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-
-
-@dataclass(frozen=True)
 class RandomHorizontalFlip:
     """Mirror the whole clip left to right with probability `p`."""
 
@@ -123,7 +50,11 @@ class RandomHorizontalFlip:
             raise ValueError(f"the flip probability ({self.p}) must be a number in [0, 1], e.g. 0.5")
 
     def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        return frames_TCHW.flip(-1) if _uniform(0, 1, generator) < self.p else frames_TCHW
+        return frames_TCHW.flip(-1) if self.draw(generator) else frames_TCHW
+
+    def draw(self, generator: torch.Generator | None) -> bool:
+        """Whether to mirror a clip."""
+        return uniform(0, 1, generator) < self.p
 
 
 @dataclass(frozen=True)
@@ -138,10 +69,10 @@ class Normalize:
             raise ValueError(f"mean ({self.mean}) and std ({self.std}) must be of one length, and std positive")
 
     def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        if frames_TCHW.shape[1] != len(self.mean):
-            raise ValueError(f"frames have {frames_TCHW.shape[1]} channels, mean and std have {len(self.mean)}")
-        mean_C11 = torch.tensor(self.mean).view(-1, 1, 1)
-        std_C11 = torch.tensor(self.std).view(-1, 1, 1)
+        if frames_TCHW.shape[-3] != len(self.mean):
+            raise ValueError(f"frames have {frames_TCHW.shape[-3]} channels, mean and std have {len(self.mean)}")
+        mean_C11 = torch.tensor(self.mean, device=frames_TCHW.device).view(-1, 1, 1)
+        std_C11 = torch.tensor(self.std, device=frames_TCHW.device).view(-1, 1, 1)
         frames_TCHW = frames_TCHW.to(torch.float32, memory_format=torch.contiguous_format)
         return frames_TCHW.sub_(mean_C11 * 255).div_(std_C11 * 255)
 
@@ -154,8 +85,12 @@ def train_transform(
     flip: float,
     interpolation: Interpolation = "bilinear",
     scale: tuple[float, float] = (0.08, 1.0),
+    short_side: tuple[int, int] | None = None,
+    color_jitter: float = 0.0,
+    rand_augment: tuple[int, float] | None = None,
+    erase: float = 0.0,
 ) -> Compose:
-    """Random resized crop, horizontal flip, normalise.
+    """Random resized crop, horizontal flip, what is asked for of colour jitter, RandAugment and erasing, normalise.
 
     Args:
         size: side of the square result in pixels.
@@ -164,21 +99,46 @@ def train_transform(
         flip: probability of a horizontal flip; 0 where left and right mean something.
         interpolation: "bilinear" or "bicubic", both with antialiasing.
         scale: smallest and largest share of the frame's area that a crop covers.
+        short_side: (smallest, largest) to scale the shorter side to and cut a random square out, instead of the random
+            resized crop; `scale` is then without effect.
+        color_jitter: range of brightness, contrast and saturation, see `ColorJitter`.
+        rand_augment: number of operations and their magnitude, see `RandAugment`.
+        erase: probability of erasing a box, see `RandomErasing`.
 
     Returns:
         A picklable callable `(frames_TCHW uint8, generator) -> float32 (T, C, size, size)`.
     """
     transforms: list[Transform] = [RandomResizedCrop(size, scale=tuple(scale), interpolation=interpolation)]
+    if short_side is not None:
+        transforms = [ShortSideJitter(size, tuple(short_side), interpolation)]
     if flip != 0:
         transforms.append(RandomHorizontalFlip(flip))
+    if color_jitter != 0:
+        transforms.append(ColorJitter(color_jitter, color_jitter, color_jitter))
+    if rand_augment is not None:
+        transforms.append(RandAugment(*rand_augment))
+    if erase != 0:
+        transforms.append(RandomErasing(erase))
     return Compose((*transforms, Normalize(tuple(mean), tuple(std))))
 
 
 def eval_transform(
-    *, size: int, mean: Sequence[float], std: Sequence[float], interpolation: Interpolation = "bilinear"
+    *,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: Interpolation = "bilinear",
+    num_crops: int = 1,
 ) -> Compose:
-    """Short side to `size`, centre crop, normalise; nothing random. Arguments and result as in `train_transform`."""
-    return Compose((ResizeShortSide(size, interpolation), CenterCrop(size), Normalize(tuple(mean), tuple(std))))
+    """Short side to `size`, centre crop, normalise; nothing random. Arguments and result as in `train_transform`.
+
+    Args:
+        num_crops: 3 for three crops along the longer side, the result is then (3, T, C, size, size).
+    """
+    if num_crops not in (1, 3):
+        raise ValueError(f"num_crops ({num_crops}) must be 1 or 3")
+    crop = CenterCrop(size) if num_crops == 1 else ThreeCrops(size)
+    return Compose((ResizeShortSide(size, interpolation), crop, Normalize(tuple(mean), tuple(std))))
 
 
 @dataclass(frozen=True)
@@ -292,13 +252,3 @@ def _square(size, name) -> int:
     if len(sides) != 1:
         raise ValueError(f"{name}: input size {size} is not square, only square inputs are supported")
     return int(sides.pop())
-
-
-def _resize(frames_TCHW: torch.Tensor, size: tuple[int, int], interpolation: Interpolation) -> torch.Tensor:
-    if frames_TCHW.shape[-2:] == size:
-        return frames_TCHW
-    return F.interpolate(frames_TCHW, size=size, mode=interpolation, antialias=True, align_corners=False)
-
-
-def _uniform(low: float, high: float, generator: torch.Generator | None) -> float:
-    return low + (high - low) * float(torch.rand((), dtype=torch.float64, generator=generator))

@@ -1,5 +1,8 @@
 """Real video files, written by PyAV into temporary folders: each fixture is the function of its name."""
 
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import cycle, islice
 from pathlib import Path
 
 import av
@@ -16,6 +19,9 @@ def _write_video(
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     rotation: int = 0,
+    sound: bool = False,
+    first_pts: int = 0,
+    pts_step: Sequence[int] = (),
     container_options: dict[str, str] | None = None,
     **options: str,
 ) -> Path:
@@ -32,11 +38,21 @@ def _write_video(
             if not hasattr(stream, "set_display_rotation"):
                 pytest.skip("this PyAV cannot write rotation")
             stream.set_display_rotation(rotation)
+        audio = container.add_stream("aac", rate=8000, layout="mono") if sound else None
         for number in range(num_frames):
+            if audio is not None:
+                noise = av.AudioFrame.from_ndarray(rng.normal(0, 0.1, (1, 800)).astype(np.float32), "fltp", "mono")
+                noise.sample_rate, noise.pts = 8000, 800 * number
+                container.mux(audio.encode(noise))
             frame_HWC = np.roll(backdrop_HWC, 3 * number, axis=1)
             frame_HWC[:8] = number * 255 // num_frames
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")
+            if first_pts or pts_step:
+                frame.time_base, frame.pts = Fraction(1, 10), first_pts + sum(islice(cycle(pts_step or (1,)), number))
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        if audio is not None:
+            container.mux(audio.encode())
     return path
 
 

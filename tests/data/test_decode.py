@@ -16,6 +16,32 @@ FILES = {
     "open_gop": ("clip.mp4", {"bf": "3", "g": "6", "x264-params": "open-gop=1"}),
     "no_b_frames": ("clip.mov", {"bf": "0", "g": "5"}),
     "odd_size": ("clip.mp4", {"height": 47, "width": 61, "pix_fmt": "yuv444p", "bf": "2"}),
+    "sound": ("clip.mp4", {"sound": True, "bf": "2", "g": "12"}),
+    "sound_mkv": ("clip.mkv", {"sound": True, "bf": "2", "g": "12"}),
+    "vp9_alt_ref": (
+        "clip.webm",
+        {"codec": "libvpx-vp9", "num_frames": 40, "auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "5"},
+    ),
+    "hevc": ("clip.mp4", {"codec": "libx265", "x265-params": "log-level=none:keyint=8:bframes=3"}),
+    "av1": ("clip.mp4", {"codec": "libsvtav1", "preset": "12", "g": "8"}),
+    "mpeg2_ts": ("clip.ts", {"codec": "mpeg2video", "bf": "2", "g": "6"}),
+    "program_stream": ("clip.mpg", {"codec": "mpeg2video", "bf": "2", "g": "6"}),
+    "mpeg4_asf": ("clip.asf", {"codec": "mpeg4", "bf": "2"}),
+    "flv": ("clip.flv", {"bf": "2", "g": "6"}),
+    "alpha": ("clip.mov", {"codec": "qtrle", "pix_fmt": "argb"}),
+    "late_start": ("clip.mp4", {"bf": "2", "g": "6", "first_pts": 77}),
+    "variable_rate": ("clip.mp4", {"bf": "2", "g": "6", "pts_step": [1, 4, 2]}),
+    "variable_rate_mkv": ("clip.mkv", {"bf": "3", "g": "9", "pts_step": [1, 4, 2], "first_pts": 33}),
+    "edit_list": (
+        "clip.mp4",
+        {
+            "bf": "2",
+            "g": "6",
+            "first_pts": -50,
+            "pts_step": [10],
+            "container_options": {"avoid_negative_ts": "disabled"},
+        },
+    ),
     "one_frame": ("clip.mp4", {"num_frames": 1}),
     "fragments": ("clip.mp4", {"bf": "2", "container_options": {"movflags": "frag_keyframe+empty_moov"}, "g": "5"}),
     "transport_stream": ("clip.ts", {"bf": "2"}),
@@ -66,6 +92,39 @@ def test_frames_are_those_of_decoding_everything(case, video_file, decode_all):
             assert np.array_equal(frames_TCHW.permute(0, 2, 3, 1).numpy(), every_THWC[indices]), indices
 
 
+@pytest.mark.parametrize("case", FILES)
+def test_very_large_files_are_read_in_windows(case, video_file, decode_all, monkeypatch):
+    monkeypatch.setattr("hf_i2v.data.decode.MAX_HELD_BYTES", 0)
+    path = video_file(case)
+    every_THWC = decode_all(path)
+    with VideoReader(path) as video:
+        assert video._packets._held is None and video.num_frames == len(every_THWC)
+        for indices in ([len(every_THWC) - 1, 0], [0], [len(every_THWC) * 2 // 3], [0, len(every_THWC) // 2]):
+            frames_TCHW = video.frames(indices)
+            assert np.array_equal(frames_TCHW.permute(0, 2, 3, 1).numpy(), every_THWC[indices]), indices
+
+
+def test_times(tmp_path, write_video):
+    path = write_video(tmp_path / "clip.mkv", num_frames=6, pts_step=[1, 4, 2], first_pts=33, bf="2")
+    with VideoReader(path) as video:
+        assert video.times() == pytest.approx([0.0, 0.1, 0.5, 0.7, 0.8, 1.2])
+        assert video.indices_at([0.0, 0.3, 0.5, 0.79, 99.0]) == [0, 1, 2, 3, 5]
+        with pytest.raises(ValueError, match=r"seconds \(-1\)"):
+            video.indices_at([-1])
+
+
+@pytest.mark.parametrize(("height", "width", "new"), [(48, 64, (24, 32)), (64, 48, (32, 24)), (50, 60, (24, 29))])
+def test_scaling_while_converting(tmp_path, write_video, height, width, new):
+    path = write_video(tmp_path / "clip.mp4", height=height, width=width, num_frames=3)
+    with VideoReader(path) as video:
+        scaled_TCHW = video.frames([0, 2], short_side=24)
+        assert scaled_TCHW.shape == (2, 3, *new)
+        whole_TCHW = torch.nn.functional.interpolate(video.frames([0, 2]), new, mode="bicubic", antialias=True)
+        assert (scaled_TCHW.float() - whole_TCHW.float()).abs().mean() < 12  # other filters, on noise
+        with pytest.raises(ValueError, match=r"short_side \(0\)"):
+            video.frames([0], short_side=0)
+
+
 def test_sources(video_file):
     path = video_file()
     indices = [7, 2, 2]
@@ -91,15 +150,18 @@ def test_rotation_is_applied(tmp_path, degrees, write_video, decode_all):
     assert (probe(path).height, probe(path).width) == upright_THWC.shape[1:3]
 
 
-def test_decodes_no_further_than_the_last_frame(tmp_path, monkeypatch, write_video):
-    path = write_video(tmp_path / "clip.mp4", num_frames=60, bf="2")
+def test_decodes_no_more_than_it_must(tmp_path, monkeypatch, write_video):
+    path = write_video(tmp_path / "clip.mp4", num_frames=60, bf="2", g="20")
     decoded, converted = [], []
     with VideoReader(path) as video:
-        decode, convert = video._decode, video._to_rgb
-        monkeypatch.setattr(video, "_decode", lambda: (decoded.append(frame) or frame for frame in decode()))
-        monkeypatch.setattr(video, "_to_rgb", lambda frame: converted.append(frame) or convert(frame))
+        decode, convert = video._decode_parts, video._to_rgb
+        monkeypatch.setattr(video, "_decode_parts", lambda at: (decoded.append(out) or out for out in decode(at)))
+        monkeypatch.setattr(video, "_to_rgb", lambda *args: converted.append(args) or convert(*args))
         video.frames([9, 3, 9])
-    assert (len(decoded), len(converted)) == (10, 2)
+        assert len(decoded) <= 10 and len(converted) == 2  # no further than the last frame
+        decoded.clear()
+        video.frames([45])
+        assert len(decoded) <= 6  # from the key frame before it
 
 
 def test_cover_art_is_not_the_video(tmp_path, write_audio):

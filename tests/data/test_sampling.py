@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_i2v.data import uniform_indices
+from hf_i2v.data import dense_indices, uniform_clips, uniform_indices
 
 
 def generator(seed=0):
@@ -72,3 +72,51 @@ def test_short_videos(source):
 def test_bad_arguments_are_quoted(bad, message):
     with pytest.raises(ValueError, match=message):
         uniform_indices(**{"num_video_frames": 10, "num_frames": 4, **bad})
+
+
+def test_dense_clips():
+    assert dense_indices(num_video_frames=10, num_frames=3, frame_stride=2, num_clips=3) == [
+        [0, 2, 4],
+        [2, 4, 6],
+        [5, 7, 9],
+    ]
+    assert dense_indices(num_video_frames=10, num_frames=3, frame_stride=2) == [[2, 4, 6]]  # the middle
+    assert dense_indices(num_video_frames=5, num_frames=3, frame_stride=2, num_clips=2) == [[0, 2, 4]] * 2
+
+
+def test_dense_clips_are_anywhere_in_training():
+    generator = torch.Generator().manual_seed(0)
+    clips = [
+        dense_indices(num_video_frames=10, num_frames=3, frame_stride=2, generator=generator)[0] for _ in range(200)
+    ]
+    assert all(clip == [clip[0], clip[0] + 2, clip[0] + 4] for clip in clips)
+    assert {clip[0] for clip in clips} == set(range(6))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"), [("repeat_last", [0, 2, 4, 4, 4]), ("wrap", [0, 2, 4, 1, 3]), ("error", None)]
+)
+def test_dense_clip_of_a_short_video(policy, expected):
+    arguments = {"num_video_frames": 5, "num_frames": 5, "frame_stride": 2, "policy": policy}
+    if expected is None:
+        with pytest.raises(ValueError, match=r"5 frames, fewer than the 9 of a clip of num_frames \(5\)"):
+            dense_indices(**arguments)
+    else:
+        assert dense_indices(**arguments) == [expected]
+        assert dense_indices(**arguments, generator=torch.Generator()) == [expected]
+
+
+@pytest.mark.parametrize("name", ["num_video_frames", "num_frames", "frame_stride", "num_clips"])
+def test_bad_dense_arguments(name):
+    with pytest.raises(ValueError, match=rf"{name} \(0\) must be at least 1"):
+        dense_indices(**{"num_video_frames": 9, "num_frames": 2, "frame_stride": 1, "num_clips": 1, name: 0})
+
+
+def test_uniform_clips():
+    assert uniform_clips(num_video_frames=12, num_frames=2, num_clips=3) == [[1, 7], [3, 9], [5, 11]]
+    for length in range(1, 40):
+        middle = uniform_indices(num_video_frames=length, num_frames=5)
+        assert uniform_clips(num_video_frames=length, num_frames=5, num_clips=1) == [middle]
+        clips = uniform_clips(num_video_frames=length, num_frames=5, num_clips=3)
+        assert length < 15 or len(set(map(tuple, clips))) == 3
+        assert all(0 <= index < length for clip in clips for index in clip)

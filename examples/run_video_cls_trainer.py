@@ -1,0 +1,92 @@
+"""The same training with `transformers.Trainer`, for those who have their callbacks and habits there.
+
+    accelerate launch examples/run_video_cls_trainer.py --model_name_or_path openai/clip-vit-base-patch16 \
+        --train_dir data/train --validation_dir data/validation --tuner zeroi2v --num_frames 8 --output_dir runs/first
+
+Options, model, optimiser and clips are those of run_video_cls.py. What the Trainer does its own way: its checkpoints
+(`--resume_from_checkpoint` takes one) read the data again up to where they were, the last incomplete batch of an epoch
+is trained on, evaluation is of one view, and mixup, cutmix and the averaging of weights are left to run_video_cls.py.
+"""
+
+import json
+
+import torch
+from run_video_cls import build_clips, build_model, build_optimizer, check_labels, few_shot, parse_args
+from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
+
+from hf_i2v.data import collate, preprocessing_from_pretrained, videos_from_args
+from hf_i2v.metrics import VideoClassificationMetric
+
+NOT_HERE = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "ema_decay": None, "eval_views": "1x1"}
+
+
+def training_arguments(args) -> TrainingArguments:
+    checkpointing = {"save_strategy": args.checkpointing_steps}
+    if args.checkpointing_steps.isdecimal():
+        checkpointing = {"save_strategy": "steps", "save_steps": int(args.checkpointing_steps)}
+    return TrainingArguments(
+        output_dir=str(args.output_dir),
+        per_device_train_batch_size=args.per_device_train_batch_size,
+        per_device_eval_batch_size=args.per_device_eval_batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        num_train_epochs=args.num_train_epochs,
+        max_steps=args.max_train_steps or -1,
+        lr_scheduler_type=args.lr_scheduler_type,
+        warmup_steps=args.num_warmup_steps,
+        max_grad_norm=args.max_grad_norm or 0.0,
+        label_smoothing_factor=args.label_smoothing,
+        bf16=args.mixed_precision == "bf16",
+        fp16=args.mixed_precision == "fp16",
+        eval_strategy="steps" if args.eval_steps else "no",
+        eval_steps=args.eval_steps,
+        logging_steps=args.logging_steps,
+        report_to=args.report_to if args.with_tracking else "none",
+        save_total_limit=args.checkpoints_total_limit,
+        dataloader_num_workers=args.dataloader_num_workers,
+        remove_unused_columns=False,  # clips are no rows of a table
+        label_names=["labels"],
+        use_cpu=torch.accelerator.current_accelerator() is None,
+        seed=args.seed,
+        **({"save_strategy": "no"} if args.checkpointing_steps == "no" else checkpointing),
+    )
+
+
+def compute_metrics(outputs: EvalPrediction) -> dict[str, float]:
+    logits = torch.from_numpy(outputs.predictions)
+    return VideoClassificationMetric().compute(predictions=logits.softmax(-1).numpy(), references=outputs.label_ids)
+
+
+def main(argv: list[str] | None = None) -> Trainer:
+    args = parse_args(argv)
+    if used := [name for name, off in NOT_HERE.items() if getattr(args, name) != off]:
+        raise SystemExit(f"--{', --'.join(used)}: only with run_video_cls.py")
+    set_seed(args.seed)
+    videos = videos_from_args(args)
+    names = check_labels(args, videos)
+    if args.shots_per_class:
+        videos["train"] = few_shot(videos["train"], args.shots_per_class, args.seed)
+    preprocessing = preprocessing_from_pretrained(args.model_name_or_path)
+    train_clips, eval_clips = build_clips(args, videos, preprocessing)
+    model = build_model(args, names)
+
+    trainer = Trainer(
+        model=model,
+        args=training_arguments(args),
+        train_dataset=train_clips,  # the Trainer tells it the epoch
+        eval_dataset=eval_clips,
+        data_collator=collate,
+        compute_metrics=compute_metrics,
+        optimizers=(build_optimizer(args, model), None),
+    )
+    trainer.train(resume_from_checkpoint=str(args.resume_from_checkpoint) if args.resume_from_checkpoint else None)
+    metrics = trainer.evaluate()
+    folder = args.output_dir / "adapter"
+    trainer.save_model(str(folder))
+    if trainer.is_world_process_zero():
+        preprocessing.image_processor().save_pretrained(folder)
+        (args.output_dir / "all_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

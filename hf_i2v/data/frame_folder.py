@@ -1,0 +1,69 @@
+"""A video that was stored as a folder of pictures.
+
+Shape suffixes: T frame, C channel, H height, W width.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .decode import VideoDecodeError
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class FrameFolder:
+    """Reads like a `VideoReader`: the pictures of a folder in the order of the numbers in their names.
+
+    Args:
+        path: folder of pictures of one size, e.g. `img_00001.jpg`.
+
+    Raises:
+        VideoDecodeError: no picture in it.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.name = os.fspath(path)
+        files = [file for file in Path(path).iterdir() if file.suffix.lower() in FRAME_SUFFIXES]
+        self._files = sorted(files, key=_number)
+        self.num_frames = len(self._files)
+        if not self._files:
+            raise VideoDecodeError(f"{self.name}: the folder has no pictures ({', '.join(FRAME_SUFFIXES)})")
+
+    def __enter__(self) -> "FrameFolder":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def frames(self, indices: Sequence[int]) -> torch.Tensor:
+        """The frames of these numbers, uint8 RGB (T, C, H, W).
+
+        Raises:
+            VideoDecodeError: an index out of range, a damaged picture, pictures of several sizes.
+        """
+        pictures: dict[int, np.ndarray] = {}
+        for index in sorted(set(indices)):
+            if not 0 <= index < self.num_frames:
+                raise VideoDecodeError(
+                    f"{self.name}: frame index {index} is out of range, the folder has {self.num_frames} pictures"
+                )
+            try:
+                with Image.open(self._files[index]) as picture:
+                    pictures[index] = np.asarray(picture.convert("RGB"))
+            except OSError as error:
+                raise VideoDecodeError(f"{self._files[index]}: not a picture, or a damaged one ({error})") from error
+        if len({picture.shape for picture in pictures.values()}) > 1:
+            sizes = sorted({picture.shape[:2] for picture in pictures.values()})
+            raise VideoDecodeError(f"{self.name}: the frame size changes: (height, width) {sizes}")
+        video_THWC = np.stack([pictures[index] for index in indices])
+        return torch.from_numpy(video_THWC).permute(0, 3, 1, 2)
+
+
+def _number(file: Path) -> tuple[list[int], str]:
+    return [int(part) for part in re.findall(r"\d+", file.stem)], file.name

@@ -1,0 +1,125 @@
+"""The compressed packets of a video stream, and which of them is which frame.
+
+A packet that is shown has a time stamp of its own, so the sorted time stamps number the frames, where they can be
+trusted. Packets are in decoding order: a picture comes after those that it is predicted from, whenever it is shown.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import av
+
+# Larger files are not held in memory, their packets are read again where they are needed.
+MAX_HELD_BYTES = 100 * 2**20
+
+# These store the time a frame is shown at. Others (AVI, program streams) number packets as they come, which is not the
+# order of showing where there are B-frames.
+_FORMATS_WITH_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv", "nut"}
+
+# MPEG-4 says "same picture as before" in packets of at most this size, which decode to nothing.
+_MAX_EMPTY_MPEG4 = 19
+
+
+class Packets:
+    """The packets of a stream.
+
+    Args:
+        container: open file, at its start.
+        stream: video stream in it.
+        open_again: opens the file a second time, or None to hold the packets in memory.
+
+    Raises:
+        av.error.FFmpegError: the file cannot be read.
+    """
+
+    def __init__(
+        self,
+        container: av.container.InputContainer,
+        stream: av.VideoStream,
+        *,
+        open_again: Callable[[], av.container.InputContainer] | None,
+    ):
+        self._format, self._stream, self._open = container.format.name, stream, open_again
+        self._held: list[av.Packet] | None = [] if open_again is None else None
+        self.pts: list[int | None] = []
+        self._dts: list[int | None] = []
+        self._is_key: list[bool] = []
+        self._is_shown: list[bool] = []
+        num_whole, smallest = 0, None
+        for packet in container.demux(stream):
+            if packet.size == 0:
+                continue
+            self.pts.append(packet.pts)
+            self._dts.append(packet.dts)
+            self._is_key.append(packet.is_keyframe)
+            self._is_shown.append(not packet.is_discard and not _is_hidden(packet, stream))  # edit lists discard
+            if self._held is not None:
+                self._held.append(packet)
+            if not packet.is_corrupt:
+                num_whole = len(self.pts)
+            smallest = packet.size if smallest is None else min(smallest, packet.size)
+        # the torn packet at the end of a truncated file
+        for column in (self.pts, self._dts, self._is_key, self._is_shown, self._held or []):
+            del column[num_whole:]
+        self._smallest = smallest
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    def shown(self) -> list[int]:
+        """Positions of the packets of the frames, in the order in which they are shown."""
+        return sorted((i for i, shown in enumerate(self._is_shown) if shown), key=self.pts.__getitem__)
+
+    def are_numbered(self) -> bool:
+        """Whether the time stamps number the frames; otherwise only decoding everything does."""
+        shown = [pts for pts, shown in zip(self.pts, self._is_shown, strict=True) if shown]
+        context = self._stream.codec_context
+        if None in self.pts or len(set(shown)) < len(shown):
+            return False
+        if context.has_b_frames and self._format not in _FORMATS_WITH_TIMES:
+            return False
+        if context.name == "mpeg4" and self._smallest is not None and self._smallest <= _MAX_EMPTY_MPEG4:
+            return False
+        # Pictures before the first key frame lack what they are predicted from; decoders drop some of them.
+        return not self.pts or (self._is_key[0] and min(self.pts) == self.pts[0])
+
+    def key_before(self, position: int) -> int:
+        """Position from which to decode in order to get the picture at `position`: the last key frame that is neither
+        decoded nor shown later. (Pictures that are decoded after a key frame but shown before it may need older ones.)
+        """
+        pts = self.pts[position]
+        while position > 0 and not (self._is_key[position] and self.pts[position] <= pts):
+            position -= 1
+        return position
+
+    def read(self, start: int = 0) -> Iterator[av.Packet]:
+        """The packets from a position on."""
+        if self._held is not None:
+            return itertools.islice(self._held, start, None)
+        return self._read_again(start)
+
+    def _read_again(self, start: int) -> Iterator[av.Packet]:
+        """Open the file anew and seek; where seeking does not lead to a packet that is known, read from its start."""
+        stamps = list(zip(self.pts, self._dts, strict=True))
+        for seek in (True, False) if start > 0 and self._dts[start] is not None else (False,):
+            with self._open() as container:
+                stream = container.streams[self._stream.index]
+                packets = (packet for packet in container.demux(stream) if packet.size)
+                position = 0
+                if seek:
+                    try:
+                        container.seek(self._dts[start], stream=stream, backward=True)
+                        first = next(packets)
+                    except (av.error.FFmpegError, StopIteration):
+                        continue
+                    stamp = (first.pts, first.dts)
+                    if stamps.count(stamp) != 1 or (position := stamps.index(stamp)) > start:
+                        continue
+                    packets = itertools.chain([first], packets)
+                yield from itertools.islice(packets, start - position, len(self) - position)
+                return
+
+
+def _is_hidden(packet: av.Packet, stream: av.VideoStream) -> bool:
+    """VP8 has pictures that are only predicted from, in packets of their own; a bit of the first byte says so."""
+    return stream.codec_context.name in ("vp8", "libvpx") and not memoryview(packet)[0] >> 4 & 1

@@ -1,0 +1,213 @@
+"""What a row of a data set refers to, and how to get at it: a file, a folder of frames, bytes, a member of a tar
+shard, or a cell of a parquet shard. Shards are indexed once, without reading a video, and then read at random, so that
+a stream of shards is a list of references like any other.
+"""
+
+import json
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import fsspec
+import pyarrow.parquet as pq
+from datasets import Features
+
+from .decode import VideoDecodeError, VideoReader
+from .frame_folder import FrameFolder
+from .torchcodec_reader import TorchcodecReader
+
+Backend = Literal["pyav", "torchcodec"]
+_READERS = {"pyav": VideoReader, "torchcodec": TorchcodecReader}
+
+# FFmpeg reads more, but in a shard a sample's other files must be told from its video.
+VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "mov", "m4v", "mpg", "mpeg", "ts", "wmv", "flv", "3gp", "ogv")
+
+_HEADER_BLOCK = 2**16  # bytes fetched at a time from a remote tar, to hop from header to header
+_ROW_GROUP_BYTES = 2**28  # compressed videos that a process keeps of the parquet row groups it read last
+
+
+def open_video(row: Mapping[str, Any], backend: Backend = "pyav") -> VideoReader | TorchcodecReader | FrameFolder:
+    """The video of a row, opened.
+
+    Args:
+        row: `video` (a dict with `path` and `bytes`), and for shards what the functions below say.
+        backend: who decodes video files.
+
+    Raises:
+        VideoDecodeError: it cannot be read.
+        ValueError: no such backend.
+    """
+    if backend not in _READERS:
+        raise ValueError(f"backend ({backend!r}) must be one of {list(_READERS)}")
+    reader = _READERS[backend]
+    path, content = row["video"]["path"], row["video"]["bytes"]
+    if content is not None:
+        return reader(content, name=path)
+    if row.get("shard") is not None:
+        read = _read_member if row["row_group"] is None else _read_cell
+        return reader(_reading(row["shard"], read, row), name=f"{row['shard']}: {path}")
+    if "://" in path:
+        return reader(_reading(path, _read_url, row), name=path)
+    if os.path.isdir(path):
+        return FrameFolder(path)
+    return reader(path)
+
+
+def version(row: Mapping[str, Any]) -> str:
+    """Changes when the video of a row does: by its bytes, or by path, size and time of change."""
+    if row["video"]["bytes"] is not None:
+        return fsspec.utils.tokenize(row["video"]["bytes"])
+    path = row.get("shard") or row["video"]["path"]
+    return f"{path} {row.get('position')} {_file_version(path)}"
+
+
+def tar_references(shards: list[tuple[str, str]], video_column_name: str, label_column_name: str) -> Iterator[dict]:
+    """Rows for the samples of WebDataset tars: files whose names agree up to the first dot. Only headers and labels
+    are read. The label is the content of `<sample>.<label_column_name>`, the value of that name in `<sample>.json`, or
+    the content of `<sample>.cls`.
+
+    Args:
+        shards: (path or URL, version) of the tars.
+        video_column_name: suffix of the videos where it is none of the usual.
+        label_column_name: see above.
+
+    Raises:
+        ValueError: a tar that is compressed or torn, a sample without a video or a label.
+    """
+    suffixes = {*VIDEO_SUFFIXES, video_column_name}
+    for shard, _ in shards:
+        sample: dict[str, tuple[str, int, int]] = {}
+        sample_key = None
+        filesystem, path = fsspec.url_to_fs(shard)
+        with filesystem.open(path, "rb", block_size=_HEADER_BLOCK) as file:
+            try:
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    members = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
+            except tarfile.TarError as error:
+                raise ValueError(f"{shard}: not an uncompressed tar file, or a torn one ({error})") from error
+            if members and sum(members[-1][1:]) > filesystem.size(path):
+                raise ValueError(f"{shard}: the tar file is torn, it ends within {members[-1][0]}")
+            for name, offset, size in [*members, ("", 0, 0)]:
+                folder, _, base = name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                if (key := f"{folder}/{stem}") != sample_key and sample:
+                    video = next((sample[s] for s in sample if s.rpartition(".")[2] in suffixes), None)
+                    if video is None:
+                        raise ValueError(f"{shard}: sample {sample_key} has no video, its files are {list(sample)}")
+                    label = _tar_label(file, sample, label_column_name)
+                    if label is None:
+                        raise ValueError(
+                            f"{shard}: sample {sample_key} has no label in .{label_column_name}, .json "
+                            f"({label_column_name!r}) or .cls, its files are {list(sample)}; see --label_column_name"
+                        )
+                    yield {"path": video[0], "label": label, "shard": shard, "position": video[1], "size": video[2]}
+                    sample = {}
+                if stem:  # hidden files are none of the samples'
+                    sample_key = key
+                    sample[suffix.lower()] = (name, offset, size)
+
+
+def _tar_label(file, sample: dict[str, tuple[str, int, int]], name: str) -> str | None:
+    def content(suffix):
+        _, offset, size = sample[suffix]
+        file.seek(offset)
+        return file.read(size).decode("utf-8").strip()
+
+    if name in sample:
+        return content(name)
+    if "json" in sample and (value := json.loads(content("json")).get(name)) is not None:
+        return str(value)
+    return content("cls") if "cls" in sample else None
+
+
+def parquet_references(
+    shards: list[tuple[str, str]], video_column_name: str, label_column_name: str
+) -> Iterator[dict]:
+    """Rows for the rows of parquet files with videos as bytes. Only footers and labels are read.
+
+    Args:
+        shards: (path or URL, version) of the files.
+        video_column_name: column of bytes, or of `{bytes, path}` as HF Datasets writes it.
+        label_column_name: column of class numbers or names.
+
+    Raises:
+        ValueError: no such columns.
+    """
+    for shard, _ in shards:
+        filesystem, path = fsspec.url_to_fs(shard)
+        with filesystem.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+            columns = parquet.schema_arrow.names
+            for name in (video_column_name, label_column_name):
+                if name not in columns:
+                    raise ValueError(
+                        f"{shard} has no column {name!r}, it has {columns}; see --video_column_name and "
+                        "--label_column_name"
+                    )
+            for group in range(parquet.num_row_groups):
+                table = parquet.read_row_group(group, columns=[label_column_name, f"{video_column_name}.path"])
+                paths = [None] * len(table)
+                if video_column_name in table.column_names:
+                    paths = [video and video["path"] for video in table[video_column_name].to_pylist()]
+                for row, (label, video) in enumerate(zip(table[label_column_name].to_pylist(), paths, strict=True)):
+                    yield {
+                        "path": video or f"row {row} of group {group}",
+                        "label": str(label),
+                        "shard": shard,
+                        "position": row,
+                        "row_group": group,
+                        "column": video_column_name,
+                    }
+
+
+def parquet_features(shard: str) -> Features:
+    """The features of a parquet file, with the names of its classes where HF Datasets wrote it."""
+    with fsspec.open(shard, "rb") as file, pq.ParquetFile(file) as parquet:
+        return Features.from_arrow_schema(parquet.schema_arrow)
+
+
+def shard_versions(shards: list[str]) -> list[tuple[str, str]]:
+    """(path, version) of shards, so that an index kept on disk is made anew when a shard changes."""
+    return [(shard, _file_version(shard)) for shard in shards]
+
+
+def _file_version(path: str) -> str:
+    filesystem, path = fsspec.url_to_fs(path)
+    return filesystem.ukey(path)
+
+
+def _reading(path: str, read, row: Mapping[str, Any]) -> bytes:
+    try:
+        return read(row)
+    except OSError as error:
+        raise VideoDecodeError(f"{path}: cannot be read ({error})") from error
+
+
+def _read_url(row: Mapping[str, Any]) -> bytes:
+    with fsspec.open(row["video"]["path"], "rb") as file:
+        return file.read()
+
+
+def _read_member(row: Mapping[str, Any]) -> bytes:
+    filesystem, path = fsspec.url_to_fs(row["shard"])
+    return filesystem.cat_file(path, row["position"], row["position"] + row["size"])
+
+
+_row_groups: OrderedDict[tuple[str, int], Any] = OrderedDict()  # read last, by this process
+
+
+def _read_cell(row: Mapping[str, Any]) -> bytes:
+    """Parquet gives a whole row group at a time; the last ones are kept, for the order of reading is local."""
+    key = (row["shard"], row["row_group"])
+    if key not in _row_groups:
+        with fsspec.open(row["shard"], "rb") as file, pq.ParquetFile(file) as parquet:
+            _row_groups[key] = parquet.read_row_group(row["row_group"], columns=[row["column"]])[row["column"]]
+        while len(_row_groups) > 1 and sum(column.nbytes for column in _row_groups.values()) > _ROW_GROUP_BYTES:
+            _row_groups.popitem(last=False)
+    _row_groups.move_to_end(key)
+    video = _row_groups[key][row["position"]].as_py()
+    content = video["bytes"] if isinstance(video, dict) else video
+    if content is None:
+        raise VideoDecodeError(f"{row['shard']}: row {row['position']} of group {row['row_group']} has no bytes")
+    return content

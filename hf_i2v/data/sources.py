@@ -1,0 +1,290 @@
+"""One function for every source of videos, and the script flags that decide which.
+
+All of them end as HF Datasets of references with the columns `video` (`Video(decode=False)`: a dict with `path` and
+`bytes`) and `label` (`ClassLabel`); `start` and `end` in seconds where a list has them, and the place in a shard where
+videos are in shards.
+"""
+
+import argparse
+import inspect
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    DownloadManager,
+    Features,
+    IterableDataset,
+    Value,
+    Video,
+    load_dataset,
+    load_dataset_builder,
+)
+from datasets.exceptions import DatasetGenerationError
+
+from .folders import frame_folders, has_frame_folders, load_video_folder
+from .lists import ListedVideo, read_class_names, read_list
+from .references import parquet_features, parquet_references, shard_versions, tar_references
+
+logger = logging.getLogger(__name__)
+
+_SHARD_FEATURES = Features(
+    path=Value("string"),
+    label=Value("string"),
+    shard=Value("string"),
+    position=Value("int64"),  # in a tar: of the first byte; in parquet: row of the row group
+    size=Value("int64"),
+    row_group=Value("int32"),
+    column=Value("string"),
+)
+
+
+def load_videos(
+    dataset_name: str | os.PathLike | None = None,
+    dataset_config_name: str | None = None,
+    *,
+    train_dir: str | os.PathLike | None = None,
+    validation_dir: str | os.PathLike | None = None,
+    train_file: str | os.PathLike | None = None,
+    validation_file: str | os.PathLike | None = None,
+    video_dir: str | os.PathLike | None = None,
+    class_names_file: str | os.PathLike | None = None,
+    video_column_name: str = "video",
+    label_column_name: str = "label",
+    streaming: bool = False,
+) -> DatasetDict:
+    """The videos of a data set, as references; nothing is decoded.
+
+    Exactly one of these names the source; the other arguments are the flags that `add_data_arguments` adds.
+
+    - `dataset_name`: a data set on the Hub, or whatever else `load_dataset` takes; with `streaming`, nothing of its
+      videos is downloaded before it is needed.
+    - `train_dir`: class folders of video files or of folders of frames (jpg), or a folder of WebDataset tars or
+      parquet files.
+    - `train_file`: a list of videos, see `read_list` for its forms.
+
+    Args:
+        dataset_name: see above.
+        dataset_config_name: configuration of the data set on the Hub.
+        train_dir: see above.
+        validation_dir: the same for validation.
+        train_file: see above.
+        validation_file: the same for validation.
+        video_dir: folder that the paths of a list are relative to; default the folder of the list.
+        class_names_file: names of the classes in the order of their numbers, see `read_class_names`; without it,
+            sorted, or the numbers themselves.
+        video_column_name: column of the videos; for tars their suffix, where it is unusual.
+        label_column_name: column of the labels, class numbers or names; for tars a suffix or a key of the json.
+        streaming: leave shards on the Hub where they are and read from them what is needed.
+
+    Returns:
+        "train" and, where there is one, "validation" (a Hub data set's "test" where it has no "validation").
+
+    Raises:
+        ValueError: not exactly one source, columns or labels that are not there, classes that differ.
+        FileNotFoundError: no such folder or file.
+    """
+    sources = {"dataset_name": dataset_name, "train_dir": train_dir, "train_file": train_file}
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"exactly one of {', '.join(sources)} must name the videos, got {given or 'none'}")
+    columns = {"video_column_name": video_column_name, "label_column_name": label_column_name}
+    names = None if class_names_file is None else read_class_names(class_names_file)
+
+    if train_dir is not None:
+        folders = _splits(train_dir, validation_dir)
+        shards = {split: _shards_in(folder) for split, folder in folders.items()}
+        if not any(shards.values()):
+            if not has_frame_folders(train_dir):
+                return load_video_folder(train_dir, validation_dir)
+            splits = {split: _from_list(frame_folders(folder)) for split, folder in folders.items()}
+            return DatasetDict(_with_classes(splits, names))
+        kind = Path(shards["train"][0]).suffix if shards["train"] else None
+        splits = _from_shards(shards, tar_references if kind == ".tar" else parquet_references, **columns)
+    elif train_file is not None:
+        splits = {
+            split: _from_list(read_list(file, video_dir=video_dir, split=split, **columns))
+            for split, file in _splits(train_file, validation_file).items()
+        }
+    else:
+        splits = _from_hub(os.fspath(dataset_name), dataset_config_name, streaming, **columns)
+    return DatasetDict(_with_classes(splits, names))
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of a script for every argument of `load_videos`; see `videos_from_args`."""
+    group = parser.add_argument_group("videos", "one of --dataset_name, --train_dir and --train_file")
+    add = group.add_argument
+    add("--dataset_name", help="data set on the Hub, or a folder that load_dataset takes")
+    add("--dataset_config_name", help="configuration of that data set")
+    add("--train_dir", help="class folders of videos or frame folders, or a folder of tar or parquet shards")
+    add("--validation_dir", help="the same for validation")
+    add("--train_file", help="list of videos: 'path label', csv, Kinetics csv, SSv2 json, UCF101 or HMDB51 split")
+    add("--validation_file", help="the same for validation")
+    add("--video_dir", help="folder that the paths in the lists are relative to")
+    add("--class_names_file", help="names of the classes in the order of their numbers")
+    add("--video_column_name", default="video", help="column of the videos")
+    add("--label_column_name", default="label", help="column of the labels")
+    add("--streaming", action="store_true", help="read shards from the Hub as they are needed")
+
+
+def videos_from_args(args: argparse.Namespace) -> DatasetDict:
+    """`load_videos` with the flags of `add_data_arguments`."""
+    return load_videos(**{name: getattr(args, name) for name in inspect.signature(load_videos).parameters})
+
+
+def _splits(train: Any, validation: Any) -> dict[str, Any]:
+    return {"train": train} if validation is None else {"train": train, "validation": validation}
+
+
+def _shards_in(folder: str | os.PathLike) -> list[str]:
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    shards = sorted(str(file) for file in Path(folder).rglob("*") if file.suffix in (".tar", ".parquet"))
+    if len({Path(shard).suffix for shard in shards}) > 1:
+        raise ValueError(f"{folder} holds both tar and parquet files; keep one kind")
+    return [os.path.abspath(shard) for shard in shards]
+
+
+def _from_shards(
+    shards: dict[str, list[str]],
+    references: Callable[..., Iterator[dict]],
+    video_column_name: str,
+    label_column_name: str,
+) -> dict[str, Dataset]:
+    splits = {}
+    for split, files in shards.items():
+        if not files:
+            raise ValueError(f"no tar or parquet files for the split {split!r}")
+        columns = {"video_column_name": video_column_name, "label_column_name": label_column_name}
+        try:
+            rows = Dataset.from_generator(  # which keeps the index on disk
+                references, features=_SHARD_FEATURES, gen_kwargs={"shards": shard_versions(files), **columns}
+            )
+        except DatasetGenerationError as error:
+            raise (error.__cause__ or error) from None  # what is wrong with which shard
+        videos = [{"path": path, "bytes": None} for path in rows["path"]]
+        rows = rows.remove_columns("path").add_column("video", videos, feature=Video(decode=False))
+        if references is parquet_references:
+            label = parquet_features(files[0])[label_column_name]
+            if isinstance(label, ClassLabel):
+                rows = _set_labels(rows, [int(number) for number in rows["label"]], label.names)
+        splits[split] = rows
+    return splits
+
+
+def _from_list(listed: Iterable[ListedVideo]) -> Dataset:
+    listed = list(listed)
+    columns: dict[str, list[Any]] = {
+        "video": [{"path": video.path, "bytes": None} for video in listed],
+        "label": [video.label for video in listed],
+    }
+    features = Features(video=Video(decode=False), label=Value("string"))
+    if any(video.start is not None or video.end is not None for video in listed):
+        columns |= {"start": [video.start for video in listed], "end": [video.end for video in listed]}
+        features |= Features(start=Value("float64"), end=Value("float64"))
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def _from_hub(
+    name: str,
+    config: str | None,
+    streaming: bool,
+    video_column_name: str,
+    label_column_name: str,
+) -> dict[str, Dataset]:
+    builder = load_dataset_builder(name, config)
+    files = {split: list(found) for split, found in (builder.config.data_files or {}).items()}
+    kind = type(builder).__module__.rpartition(".")[2]
+    if kind in ("webdataset", "parquet"):
+        files = _train_and_validation(name, files)
+        references = tar_references if kind == "webdataset" else parquet_references
+        shards = files if streaming else DownloadManager().download(files)
+        return _from_shards(shards, references, video_column_name, label_column_name)
+    loaded = _train_and_validation(name, load_dataset(name, config, streaming=streaming))
+    return {
+        split: _standard_columns(name, rows, video_column_name, label_column_name) for split, rows in loaded.items()
+    }
+
+
+def _train_and_validation(name: str, splits: dict[str, Any]) -> dict[str, Any]:
+    if "train" not in splits:
+        raise ValueError(f"{name} has no split 'train', it has {list(splits)}")
+    validation = next((split for split in ("validation", "val", "test") if split in splits), None)
+    if validation in (None, "validation"):
+        return {split: splits[split] for split in ("train", "validation") if split in splits}
+    logger.warning("%s has no split 'validation', its split %r is taken", name, validation)
+    return {"train": splits["train"], "validation": splits[validation]}
+
+
+def _standard_columns(name: str, rows, video_column_name: str, label_column_name: str) -> Dataset:
+    found = rows.column_names
+    if missing := [column for column in (video_column_name, label_column_name) if column not in found]:
+        raise ValueError(
+            f"{name} has no column {' or '.join(missing)}, it has {found}; see --video_column_name and "
+            "--label_column_name"
+        )
+    rows = rows.select_columns([video_column_name, label_column_name])
+    if isinstance(rows, IterableDataset):
+        rows = _references_of_stream(name, rows, video_column_name)
+    kind = rows.features[video_column_name]
+    if kind in (Value("large_string"), Value("large_binary")):  # from pandas; Video takes the small ones only
+        rows = rows.cast_column(video_column_name, Value(kind.dtype.removeprefix("large_")))
+    rows = rows.cast_column(video_column_name, Video(decode=False))
+    rows = rows.rename_columns({video_column_name: "video", label_column_name: "label"})
+    if isinstance(rows.features["label"], ClassLabel):
+        return rows
+    return rows.cast_column("label", Value("string"))
+
+
+def _references_of_stream(name: str, rows: IterableDataset, video_column_name: str) -> Dataset:
+    """A stream of paths and labels is small: read it once, and it is a list of references."""
+    if isinstance(rows.features[video_column_name], Video):
+        rows = rows.cast_column(video_column_name, Video(decode=False))
+    listed = []
+    for row in rows:
+        video = row[video_column_name]
+        if isinstance(video, bytes) or (isinstance(video, dict) and video["bytes"] is not None):
+            raise ValueError(
+                f"{name} streams the bytes of its videos in a format that cannot be read at random; use WebDataset "
+                "tars or parquet, or leave streaming out"
+            )
+        listed.append(row)
+    return Dataset.from_list(listed, features=rows.features)
+
+
+def _with_classes(splits: dict[str, Dataset], names: list[str] | None) -> dict[str, Dataset]:
+    """Labels that are names or numbers as text become a `ClassLabel`, the same in all splits."""
+    features = {split: rows.features["label"] for split, rows in splits.items()}
+    if any(isinstance(feature, ClassLabel) for feature in features.values()):
+        if len({repr(feature) for feature in features.values()}) > 1:
+            raise ValueError(f"the splits have different classes: {features}")
+        return splits
+    labels = {split: list(rows["label"]) for split, rows in splits.items()}
+    found = sorted({label for values in labels.values() for label in values})
+    if all(label.isdecimal() for label in found):
+        numbers = {split: [int(label) for label in values] for split, values in labels.items()}
+        largest = max(int(label) for label in found)
+        names = names or [str(number) for number in range(largest + 1)]
+        if largest >= len(names):
+            raise ValueError(f"label {largest} is out of range, there are {len(names)} class names")
+        return {split: _set_labels(rows, numbers[split], names) for split, rows in splits.items()}
+    names = names or sorted(set(labels["train"]))
+    if unknown := [label for label in found if label not in set(names)]:
+        raise ValueError(
+            f"labels {unknown[:5]} ({len(unknown)} in all) are not among the {len(names)} classes "
+            f"{names[:5]}…, which are those of --class_names_file or of the training videos"
+        )
+    number = {name: i for i, name in enumerate(names)}
+    return {
+        split: _set_labels(rows, [number[label] for label in labels[split]], names) for split, rows in splits.items()
+    }
+
+
+def _set_labels(rows: Dataset, labels: list[int], names: list[str]) -> Dataset:
+    return rows.remove_columns("label").add_column("label", labels, feature=ClassLabel(names=names))

@@ -1,0 +1,260 @@
+"""Augmentations: the same for all frames, decided by the generator, and labels that follow."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Video
+from PIL import Image, ImageEnhance, ImageOps
+
+from hf_i2v.data import (
+    ClipLoader,
+    ColorJitter,
+    Mix,
+    RandAugment,
+    RandomErasing,
+    ShortSideJitter,
+    ThreeCrops,
+    VideoClips,
+    eval_transform,
+    train_transform,
+)
+from hf_i2v.data.augment import _OPERATIONS, _from_tall, _to_tall
+
+LOOK = {"size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def clip(num_frames=3, height=24, width=32):
+    """Channels last in memory, as frames come out of the decoder."""
+    frames_THWC = torch.randint(0, 256, (num_frames, height, width, 3), dtype=torch.uint8, generator=generator())
+    return frames_THWC.permute(0, 3, 1, 2)
+
+
+RANDOM = [
+    RandAugment(num_ops=3),
+    ColorJitter(hue=0.1),
+    RandomErasing(p=1.0),
+    ShortSideJitter(16, (20, 30)),
+    train_transform(**LOOK, flip=0.5, color_jitter=0.3, rand_augment=(2, 7), erase=0.5),
+    train_transform(**LOOK, flip=0.5, short_side=(18, 26)),
+]
+
+
+@pytest.mark.parametrize("transform", RANDOM, ids=lambda transform: type(transform).__name__)
+def test_same_for_all_frames_and_by_the_generator_only(transform):
+    still_TCHW = clip(num_frames=1).expand(4, -1, -1, -1)
+    before_TCHW = still_TCHW.clone()
+    outcomes = []
+    for seed in range(20):
+        out_TCHW = transform(still_TCHW, generator(seed))
+        assert out_TCHW.dtype == (torch.float32 if hasattr(transform, "transforms") else torch.uint8)
+        assert all(torch.equal(frame_CHW, out_TCHW[0]) for frame_CHW in out_TCHW)
+        torch.manual_seed(seed + 1)
+        assert torch.equal(out_TCHW, transform(still_TCHW, generator(seed)))
+        outcomes.append(tuple(out_TCHW.flatten().tolist()))
+    assert len(set(outcomes)) > 10
+    assert torch.equal(still_TCHW, before_TCHW)
+
+
+def test_rand_augment_operations():
+    """Each of the 14 does what Pillow does to single pictures, and nothing leaks from frame to frame."""
+    frames_TCHW = clip() // 2 + 40  # a range that autocontrast can widen
+    pictures = [Image.fromarray(frame_HWC.numpy()) for frame_HWC in frames_TCHW.permute(0, 2, 3, 1)]
+    assert len(_OPERATIONS) == 14
+    outcomes = [_from_tall(op(_to_tall(frames_TCHW), 3, 0.8, 1.0), 3) for op in _OPERATIONS]
+    assert torch.equal(outcomes[0], frames_TCHW)
+    for number, expected in {
+        4: lambda picture: ImageOps.solarize(picture, round(256 * 0.2)),
+        5: lambda picture: ImageOps.posterize(picture, 5),
+        6: lambda picture: ImageEnhance.Color(picture).enhance(1.72),
+        8: lambda picture: ImageEnhance.Brightness(picture).enhance(1.72),
+        9: lambda picture: ImageEnhance.Sharpness(picture).enhance(1.72),
+    }.items():
+        wanted_THWC = np.stack([np.asarray(expected(picture)) for picture in pictures])
+        assert np.array_equal(outcomes[number].permute(0, 2, 3, 1).numpy(), wanted_THWC), number
+    for number, out_TCHW in enumerate(outcomes[1:], start=1):
+        assert out_TCHW.shape == frames_TCHW.shape and not torch.equal(out_TCHW, frames_TCHW), number
+    for number in (3, 9, 10, 11, 12, 13):  # operations that move pixels see one frame at a time
+        alone = _from_tall(_OPERATIONS[number](_to_tall(frames_TCHW[1:2]), 1, 0.8, 1.0), 1)
+        assert torch.equal(outcomes[number][1:2], alone), number
+    shifted_TCHW = _from_tall(_OPERATIONS[12](_to_tall(frames_TCHW), 3, 0.5 / 0.9, 1.0), 3)
+    assert torch.equal(shifted_TCHW[..., :24], frames_TCHW[..., 8:])  # a quarter of 32 columns
+    mild = RandAugment(num_ops=1, magnitude=0, magnitude_std=0)
+    moved = [(mild(frames_TCHW, generator(seed)).int() - frames_TCHW.int()).abs().max() for seed in range(60)]
+    assert sum(value <= 1 for value in moved) > 40  # at no strength only autocontrast and equalize do anything
+
+
+def test_color_jitter():
+    frames_TCHW = clip()
+    for seed in range(5):
+        grey_TCHW = ColorJitter(0, 0, 1.0)(frames_TCHW[:, :1].expand(-1, 3, -1, -1), generator(seed))
+        assert (grey_TCHW.amax(1) - grey_TCHW.amin(1)).max() <= 1  # saturation leaves grey alone
+        turned_TCHW = ColorJitter(0, 0, 0, 0.5)(frames_TCHW, generator(seed))
+        assert (turned_TCHW.amax(1).int() - frames_TCHW.amax(1).int()).abs().max() <= 4  # the value of HSV stays
+    bright = [ColorJitter(0.5, 0, 0)(frames_TCHW, generator(seed)).float().mean() for seed in range(20)]
+    assert max(bright) > frames_TCHW.float().mean() * 1.1 and min(bright) < frames_TCHW.float().mean() * 0.9
+    assert torch.equal(ColorJitter(0, 0, 0)(frames_TCHW, generator()), frames_TCHW)
+
+
+def test_random_erasing():
+    frames_TCHW = clip(height=50, width=50)
+    shares = []
+    for seed in range(100):
+        out_TCHW = RandomErasing(p=0.5)(frames_TCHW, generator(seed))
+        changed_HW = (out_TCHW != frames_TCHW).any(0).any(0)
+        shares.append(float(changed_HW.float().mean()))
+        rows, columns = changed_HW.any(1).nonzero(), changed_HW.any(0).nonzero()
+        if len(rows):  # one box
+            box = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
+            assert changed_HW.sum() > 0.95 * box
+    assert 0.35 < np.mean([share > 0 for share in shares]) < 0.65
+    assert max(shares) < 0.36 and min(share for share in shares if share) > 0.01
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 40), (40, 16), (16, 16)])
+def test_three_crops(height, width, caplog):
+    frames_TCHW = clip(height=height, width=width)
+    crops = ThreeCrops(16)(frames_TCHW)
+    assert crops.shape == (3, 3, 3, 16, 16)
+    for crop_TCHW, start in zip(crops, (0, (max(height, width) - 16) // 2, max(height, width) - 16), strict=True):
+        rows, columns = (
+            (slice(start, start + 16), slice(None)) if height > width else (slice(None), slice(start, start + 16))
+        )
+        assert torch.equal(crop_TCHW, frames_TCHW[..., rows, columns])
+    assert ("its three crops are identical" in caplog.text) == (height == width)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RandAugment(num_ops=0), r"num_ops \(0\)"),
+        (lambda: RandAugment(magnitude=11), r"magnitude \(11\) must be in \[0, 10\]"),
+        (lambda: ColorJitter(hue=0.6), r"hue \(0.6\) must be in \[0, 0.5\]"),
+        (lambda: RandomErasing(p=2), r"erasing \(2\)"),
+        (lambda: ShortSideJitter(224, (200, 300)), r"short_side \(\(200, 300\)\)"),
+        (lambda: ThreeCrops(30)(clip()), r"24x32 .* smaller than the crops \(30\)"),
+        (lambda: eval_transform(**LOOK, num_crops=2), r"num_crops \(2\) must be 1 or 3"),
+        (lambda: Mix(3, mixup_alpha=-1), r"mixup_alpha \(-1\)"),
+        (lambda: Mix(3, label_smoothing=1), r"label_smoothing \(1\)"),
+        (lambda: Mix(2)(torch.zeros(1, 3, 4, 4), torch.tensor([2])), r"labels \(\[2\]\)"),
+    ],
+)
+def test_bad_arguments_are_quoted(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0), (0.0, 0.0)])
+def test_mix(alphas):
+    """What the labels say is what the pixels show: clips are constant, so pixel means give the shares."""
+    labels_B = torch.tensor([0, 1, 2, 3])
+    pixels = torch.eye(4).view(4, 1, 4, 1, 1).expand(4, 2, 4, 20, 20).contiguous()  # channel k is on in clip k
+    shares = []
+    for seed in range(30):
+        mixed, labels_BK = Mix(4, *alphas)(pixels, labels_B, generator(seed))
+        assert torch.allclose(mixed.mean((1, 3, 4)), labels_BK, atol=1e-5)
+        assert torch.allclose(labels_BK.sum(1), torch.ones(4)) and torch.equal(mixed[:, 0], mixed[:, 1])
+        shares.append(float(labels_BK[0, 0]))
+    assert torch.equal(pixels.amax((1, 3, 4)), torch.eye(4))  # the input is left alone
+    if alphas == (0.0, 0.0):
+        assert set(shares) == {1.0}
+    else:
+        assert len(set(shares)) > 10 and 0.3 < np.mean(shares) < 0.7
+    _, smooth_BK = Mix(4, 0, 0, label_smoothing=0.2)(pixels, labels_B)
+    assert torch.allclose(smooth_BK[1], torch.tensor([0.05, 0.85, 0.05, 0.05]))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory, write_video):
+    return str(write_video(tmp_path_factory.mktemp("augment") / "v.mp4", num_frames=9, height=16, width=40))
+
+
+def make_clips(path, names=("up", "down"), **arguments):
+    rows = {"video": [{"path": path, "bytes": None}] * 8, "label": [i % len(names) for i in range(8)]}
+    features = Features(video=Video(decode=False), label=ClassLabel(names=list(names)))
+    defaults = {"num_frames": 2, "train": True, "transform": train_transform(**LOOK, flip=0.5, scale=(1, 1))}
+    return VideoClips(Dataset.from_dict(rows, features=features), **defaults | arguments)
+
+
+def test_flips_swap_labels(path):
+    names = ("Pushing left", "Pushing right", "Stopping")
+    clips = make_clips(path, names, flip_labels={"Pushing left": "Pushing right"})
+    label = {0: set(), 1: set(), 2: set()}
+    mirrored = make_clips(path, transform=train_transform(**LOOK, flip=1.0, scale=(1, 1)))
+    straight = make_clips(path, transform=train_transform(**LOOK, flip=0.0, scale=(1, 1)))
+    for epoch in range(6):
+        for index in range(8):
+            item = clips.clip(index, epoch=epoch)
+            label[index % 3].add(item["labels"])
+    assert label == {0: {0, 1}, 1: {0, 1}, 2: {2}}
+    assert not torch.equal(mirrored[0]["pixel_values"], straight[0]["pixel_values"])
+
+
+@pytest.mark.parametrize("name", ["moves_left", "Turn Right", "swipeLeft"])
+def test_no_flips_where_left_and_right_matter(path, name, caplog):
+    clips = make_clips(path, ("up", name), transform=train_transform(**LOOK, flip=1.0, scale=(1, 1)))
+    assert f"clips are not flipped: 1 classes speak of left or right ({name})" in caplog.text
+    never = make_clips(path, transform=train_transform(**LOOK, flip=0, scale=(1, 1)))
+    assert clips[0]["pixel_values"].shape == never[0]["pixel_values"].shape
+    means = [
+        make_clips(path, ("up", n), transform=train_transform(**LOOK, flip=1.0, scale=(1, 1)))
+        for n in (name, "bright")
+    ]
+    unflipped, flipped = (clips[0]["pixel_values"] for clips in means)
+    assert not torch.equal(unflipped, flipped)  # "bright" has no side
+
+
+def test_unusable_flip_labels(path):
+    with pytest.raises(ValueError, match=r"flip_labels has \['across'\], which are not among the classes"):
+        make_clips(path, flip_labels={"up": "across"})
+    with pytest.raises(ValueError, match=r"flip_labels must say what \['go right'\] become"):
+        make_clips(path, ("go left", "go right", "x"), flip_labels={"go left": "x"})
+
+
+@pytest.mark.parametrize("frame_stride", [None, 1])
+def test_views(path, frame_stride):
+    clips = make_clips(
+        path, train=False, num_clips=2, frame_stride=frame_stride, transform=eval_transform(**LOOK, num_crops=3)
+    )
+    views = clips[0]["pixel_values"]
+    assert views.shape == (6, 2, 3, 16, 16)
+    one = make_clips(path, train=False, num_frames=9, transform=eval_transform(**LOOK, num_crops=3))[0]["pixel_values"]
+    indices = [[1, 5], [3, 7]] if frame_stride is None else [[0, 1], [7, 8]]
+    for number, clip_indices in enumerate(indices):
+        assert torch.equal(views[3 * number : 3 * number + 3], one[:, clip_indices])
+    batch = next(iter(ClipLoader(clips, batch_size=2)))
+    assert batch["pixel_values"].shape == (2, 6, 2, 3, 16, 16)
+    assert clips.view_plan().endswith("× 2 clips × 3 crops = 6 forward passes per video")
+
+
+def test_identical_clips_are_said(path, caplog):
+    caplog.set_level(logging.WARNING)
+    clips = make_clips(path, train=False, num_clips=4, num_frames=8, transform=eval_transform(**LOOK))
+    for index in range(3):
+        clips[index]
+    assert caplog.text.count("too short for 4 different clips") == 1
+    caplog.clear()
+    assert make_clips(path, train=False, num_clips=3, transform=eval_transform(**LOOK))[0] and not caplog.text
+    with pytest.raises(ValueError, match=r"num_clips \(2\) must be 1 for training"):
+        make_clips(path, num_clips=2)
+
+
+def test_mixing_in_the_loader_is_reproducible(path):
+    def batches(num_workers=0):
+        loader = ClipLoader(make_clips(path), batch_size=4, shuffle=True, mix=Mix(2), num_workers=num_workers)
+        return list(loader)
+
+    for here, there in zip(batches(), batches(2), strict=True):
+        assert torch.equal(here["pixel_values"], there["pixel_values"])
+        assert torch.equal(here["labels"], there["labels"]) and here["labels"].shape == (4, 2)
+
+
+def test_streams_are_refused(path):
+    stream = make_clips(path).dataset.to_iterable_dataset()
+    with pytest.raises(ValueError, match=r"load_videos\(streaming=True\)"):
+        VideoClips(stream, num_frames=2, transform=eval_transform(**LOOK), train=False)

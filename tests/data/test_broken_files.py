@@ -1,0 +1,178 @@
+"""Damaged files of many kinds: never a crash, a hang or a leak, and never wrong pixels under a label."""
+
+import importlib
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from hf_i2v.data import VideoDecodeError, VideoReader, decode_frames, uniform_indices
+
+NUM_FRAMES = 24
+
+
+def damaged_versions(whole: bytes, audio: bytes) -> dict[str, bytes]:
+    draw = random.Random(0)
+    versions = {"empty": b"", "renamed text": b"subtitles and other words\n" * 50, "audio only": audio}
+    versions["zeros"] = bytes(5000)
+    versions["random bytes"] = draw.randbytes(5000)
+    versions["huge box"] = b"\xff\xff\xff\xf0ftypisom" + whole[12:]
+    versions["huge 64 bit box"] = b"\0\0\0\1ftyp" + b"\x7f" + b"\xff" * 7 + whole[16:]
+    at = whole.index(b"stsz")
+    versions["huge sample count"] = whole[: at + 12] + b"\x7f\xff\xff\xff" + whole[at + 16 :]
+    at = whole.index(b"mvhd")
+    versions["zero duration"] = whole[: at + 20] + bytes(4) + whole[at + 24 :]
+    for number in range(8):
+        versions[f"truncated {number}"] = whole[: draw.randrange(20, len(whole))]
+        flipped = bytearray(whole)
+        for _ in range(2**number):
+            flipped[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        versions[f"flipped {number}"] = bytes(flipped)
+        for place in range(draw.randrange(100, 200)):
+            flipped[draw.randrange(len(whole)) if place else 0] ^= 0xFF
+        versions[f"shredded {number}"] = bytes(flipped)
+    return versions
+
+
+@pytest.fixture(scope="module", params=["mp4", "webm", "avi", "ts"])
+def versions(request, tmp_path_factory, write_video, write_audio):
+    folder = tmp_path_factory.mktemp("fuzz")
+    options = {
+        "mp4": {"container_options": {"movflags": "+faststart"}, "bf": "2", "g": "8"},
+        "webm": {"codec": "libvpx-vp9", "deadline": "realtime", "cpu-used": "8"},
+        "avi": {"codec": "mpeg4", "bf": "2"},
+        "ts": {"bf": "2", "g": "8"},
+    }[request.param]
+    whole = write_video(folder / f"whole.{request.param}", num_frames=NUM_FRAMES, **options)
+    audio = write_audio(folder / "sound.m4a").read_bytes()
+    mp4 = whole if request.param == "mp4" else write_video(folder / "boxes.mp4", num_frames=NUM_FRAMES)
+    content = whole.read_bytes()
+    boxes = ("huge box", "huge 64 bit box", "huge sample count", "zero duration")
+    damaged = {name: v for name, v in damaged_versions(mp4.read_bytes(), audio).items() if name in boxes}
+    if b"stsz" not in content:
+        content += b"stsz mvhd" + bytes(40)  # only for the slicing above, behind the end
+    rest = {name: v for name, v in damaged_versions(content, audio).items() if name not in boxes}
+    return decode_frames(whole, range(NUM_FRAMES)), rest | (damaged if request.param == "mp4" else {})
+
+
+def test_damaged_files(tmp_path, versions):
+    """Either an error that names the file, or a clip of the right shape; what is not said to be damaged is right."""
+    whole_TCHW, files = versions
+    outcomes = {}
+    for name, content in files.items():
+        path = tmp_path / f"{name.replace(' ', '_')}.mp4"
+        path.write_bytes(content)
+        try:
+            with VideoReader(path) as video:
+                indices = uniform_indices(num_video_frames=video.num_frames, num_frames=8)
+                frames_TCHW = video.frames(indices)
+        except VideoDecodeError as error:
+            assert path.name in str(error)
+            outcomes[name] = "error"
+            continue
+        assert frames_TCHW.shape[:2] == (8, 3)
+        outcomes[name] = "clip"
+        if name.startswith("truncated") and video.num_frames > 8:
+            assert np.array_equal(frames_TCHW[0].numpy(), whole_TCHW[indices[0]].numpy())
+    for name in ("empty", "renamed text", "audio only", "zeros", "random bytes"):
+        assert outcomes[name] == "error", name
+    assert "clip" in outcomes.values()
+
+
+def test_length_that_the_header_lies_about(tmp_path, write_video):
+    whole = write_video(tmp_path / "whole.mp4", num_frames=NUM_FRAMES).read_bytes()
+    at = whole.index(b"mdhd")
+    for seconds in (0, 2**31 - 1):
+        path = tmp_path / "lying.mp4"
+        path.write_bytes(whole[: at + 20] + seconds.to_bytes(4, "big") + whole[at + 24 :])
+        with VideoReader(path) as video:
+            assert video.num_frames == NUM_FRAMES
+            assert len(video.frames(range(NUM_FRAMES))) == NUM_FRAMES
+
+
+def test_damage_before_a_wanted_frame_is_never_shown(tmp_path, write_video):
+    """FFmpeg marks the damaged frame, but not those that are predicted from it."""
+    path = write_video(tmp_path / "clip.mp4", num_frames=40, bf="0", g="20", height=96, width=128)
+    whole_TCHW = decode_frames(path, range(40))
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = path.read_bytes()
+    raised = 0
+    for number, (start, size) in enumerate(places):
+        damaged = bytearray(content)
+        for offset in range(size // 2, min(size // 2 + 24, size)):
+            damaged[start + offset] ^= 0x5A
+        path.write_bytes(damaged)
+        group = range(number // 20 * 20, number // 20 * 20 + 20)
+        clean = [i for i in range(40) if i not in group]
+        assert np.array_equal(decode_frames(path, clean).numpy(), whole_TCHW[clean].numpy())
+        with av.open(str(path)) as container:  # some damage is a valid bitstream again, which nobody can tell
+            marked = any(frame.is_corrupt for frame in container.decode(video=0))
+        if marked:
+            with pytest.raises(VideoDecodeError, match=r"clip\.mp4: frame \d+ is damaged"):
+                decode_frames(path, [group[-1]])
+            raised += 1
+    assert raised > 20
+
+
+def test_no_leak(tmp_path, write_video, write_audio):
+    """Memory and files after many readings, good and bad, in a process of its own."""
+    whole = write_video(tmp_path / "good.mp4", num_frames=12, bf="2").read_bytes()
+    audio = write_audio(tmp_path / "sound.m4a").read_bytes()
+    for number, content in enumerate(damaged_versions(whole, audio).values()):
+        (tmp_path / f"{number}.mp4").write_bytes(content)
+    code = """
+import os, resource, sys
+from hf_i2v.data import VideoReader, VideoDecodeError
+paths = [os.path.join(sys.argv[1], name) for name in sorted(os.listdir(sys.argv[1]))]
+def read_all():
+    for path in paths:
+        try:
+            with VideoReader(path) as video:
+                video.frames([0, video.num_frames - 1])
+        except VideoDecodeError:
+            pass
+for _ in range(4):
+    read_all()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(os.listdir("/proc/self/fd"))
+for _ in range(8):
+    read_all()
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(os.listdir("/proc/self/fd"))
+print(after[0] - before[0], after[1] - before[1])
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, timeout=200
+    ).stdout
+    grown_kib, more_files = map(int, output.split())
+    assert grown_kib < 8 * 1024 and more_files == 0
+
+
+def test_check_videos(tmp_path, write_video, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    check_videos = importlib.import_module("check_videos")
+    for name in ("run", "sit"):
+        for number in range(3):
+            write_video(tmp_path / "set" / name / f"{number}.mp4", num_frames=5)
+    arguments = [
+        "--train_dir",
+        str(tmp_path / "set"),
+        "--output_file",
+        str(tmp_path / "bad.jsonl"),
+        "--num_workers",
+        "2",
+    ]
+    assert check_videos.main(arguments) == 0
+    assert "all videos can be read" in capsys.readouterr().out and (tmp_path / "bad.jsonl").read_text() == ""
+    for name in ("run/1", "sit/2"):
+        (tmp_path / "set" / f"{name}.mp4").write_bytes(b"torn")
+    assert check_videos.main([*arguments, "--all_frames"]) == 1
+    assert "train: 2 of 6 videos cannot be used (33.33 %)" in capsys.readouterr().out
+    listed = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert [bad["id"] for bad in listed] == [1, 5]
+    assert listed[0]["path"].endswith("run/1.mp4") and "not a video file" in listed[0]["reason"]

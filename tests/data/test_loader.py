@@ -1,0 +1,247 @@
+"""ClipLoader on real videos: order, exactly once, resuming, bad videos; and the assignment on paper for many ranks."""
+
+import json
+import logging
+import random
+
+import pytest
+import torch
+from datasets import Dataset, Features, Value, Video
+
+from hf_i2v.data import (
+    ClipLoader,
+    TooManyBadVideosError,
+    VideoClips,
+    VideoDecodeError,
+    epoch_order,
+    eval_transform,
+    rank_batches,
+    train_transform,
+)
+
+LOOK = {"size": 8, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+NUM_VIDEOS = 11
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory, write_video):
+    folder = tmp_path_factory.mktemp("loader")
+    return [str(write_video(folder / f"{i}.mp4", num_frames=3 + i, height=16, width=16)) for i in range(NUM_VIDEOS)]
+
+
+def make_clips(paths, train=True):
+    """The label is the number of the video."""
+    rows = {"video": [{"path": path, "bytes": None} for path in paths], "label": list(range(len(paths)))}
+    dataset = Dataset.from_dict(rows, features=Features(video=Video(decode=False), label=Value("int64")))
+    transform = train_transform(**LOOK, flip=0.5) if train else eval_transform(**LOOK)
+    return VideoClips(dataset, num_frames=2, transform=transform, train=train)
+
+
+@pytest.fixture
+def clips(paths):
+    return make_clips(paths)
+
+
+def with_broken(paths, tmp_path, broken):
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    return [str(tmp_path / "broken.mp4") if i in broken else path for i, path in enumerate(paths)]
+
+
+def ids(loader):
+    return [batch["ids"].tolist() for batch in loader]
+
+
+def real_ids(loader):
+    return [i for batch in loader for i in batch["ids"][~batch["is_padding"]].tolist()]
+
+
+def test_batches(clips):
+    loader = ClipLoader(clips, batch_size=4, shuffle=True, seed=3)
+    batches = list(loader)
+    assert [len(batch["labels"]) for batch in batches] == [4, 4, 3] and len(loader) == 3
+    assert sorted(torch.cat([batch["ids"] for batch in batches]).tolist()) == list(range(NUM_VIDEOS))
+    for batch in batches:
+        assert set(batch) == {"pixel_values", "labels", "ids", "is_padding"}
+        assert torch.equal(batch["ids"], batch["labels"]) and not batch["is_padding"].any()
+        for pixels_TCHW, index in zip(batch["pixel_values"], batch["ids"], strict=True):
+            assert torch.equal(pixels_TCHW, clips.clip(int(index), epoch=0)["pixel_values"])
+
+
+def test_order_depends_on_seed_and_epoch_only(clips):
+    def order(seed=0, epoch=0, num_workers=0):
+        loader = ClipLoader(clips, batch_size=4, shuffle=True, seed=seed, num_workers=num_workers)
+        loader.set_epoch(epoch)
+        return ids(loader)
+
+    first = order()
+    torch.manual_seed(9)
+    assert order() == first == order(num_workers=2)
+    assert order(seed=1) != first != order(epoch=1)
+    loader = ClipLoader(clips, batch_size=4, shuffle=True)
+    assert [ids(loader), ids(loader)] == [first, order(epoch=1)]  # epochs count up by themselves
+    assert ids(ClipLoader(clips, batch_size=4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("workers_before", "workers_after"), [(0, 0), (2, 2), (0, 2), (2, 0)])
+def test_resume_is_exact(clips, workers_before, workers_after, world_size):
+    """Killed at random batches, also in the middle of a later epoch: ids and pixels of an uninterrupted run."""
+
+    def make(rank, num_workers=0):
+        options = {"rank": rank, "world_size": world_size, "num_workers": num_workers, "drop_last": True}
+        return ClipLoader(clips, batch_size=2, shuffle=True, **options)
+
+    draw = random.Random(world_size)
+    for rank in range(world_size):
+        whole = make(rank)
+        expected = [batch for _ in range(3) for batch in whole]
+        for stop in {1, len(whole), *draw.sample(range(2, 3 * len(whole)), 2)}:
+            loader, seen = make(rank, workers_before), []
+            while len(seen) < stop:
+                for batch in loader:
+                    seen.append(batch["ids"])
+                    if len(seen) == stop:
+                        state = json.loads(json.dumps(loader.state_dict()))
+                        break
+            resumed = make(rank, workers_after)
+            resumed.load_state_dict(state)
+            rest = []
+            for epoch in range(resumed.epoch, 3):
+                resumed.set_epoch(epoch)
+                rest += list(resumed)
+            assert len(seen) + len(rest) == len(expected)
+            for batch, expected_batch in zip(rest, expected[stop:], strict=True):
+                for key in ("ids", "pixel_values", "labels"):
+                    assert torch.equal(batch[key], expected_batch[key])
+
+
+def test_resume_on_another_number_of_ranks(clips):
+    two = [ClipLoader(clips, batch_size=2, shuffle=True, rank=rank, world_size=2) for rank in range(2)]
+    seen = []
+    for loader in two:
+        for batch in loader:
+            seen += batch["ids"].tolist()
+            break
+    assert two[0].state_dict() == two[1].state_dict()
+    three = [ClipLoader(clips, batch_size=1, shuffle=True, rank=rank, world_size=3) for rank in range(3)]
+    for loader in three:
+        loader.load_state_dict(two[0].state_dict())
+        seen += real_ids(loader)
+    assert sorted(seen) == list(range(NUM_VIDEOS))
+
+
+def test_leaving_an_iteration_starts_anew(clips):
+    loader = ClipLoader(clips, batch_size=4, num_workers=2)
+    next(iter(loader))
+    assert ids(loader)[0] == [0, 1, 2, 3]
+
+
+def test_state_of_another_run_is_refused(clips):
+    state = ClipLoader(clips, batch_size=2, shuffle=True, seed=1).state_dict()
+    with pytest.raises(ValueError, match=r"seed was 1, is 2; shuffle was True, is False"):
+        ClipLoader(clips, batch_size=2, seed=2).load_state_dict(state)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 16])
+def test_evaluation_sees_each_video_once(paths, world_size):
+    clips = make_clips(paths, train=False)
+    loaders = [ClipLoader(clips, batch_size=2, rank=rank, world_size=world_size) for rank in range(world_size)]
+    per_rank = [list(loader) for loader in loaders]
+    assert {len(batches) for batches in per_rank} == {len(loaders[0])}
+    for step in zip(*per_rank, strict=True):
+        assert len({batch["pixel_values"].shape for batch in step}) == 1  # so that they can be gathered
+        assert all(batch["is_padding"].sum() <= 1 for batch in step)
+    real = [i for batches in per_rank for batch in batches for i in batch["ids"][~batch["is_padding"]].tolist()]
+    assert sorted(real) == list(range(NUM_VIDEOS))
+
+
+def test_assignment_on_paper():
+    """Nothing lost or duplicated, every rank as many batches, for 1 to 1024 ranks and any start."""
+    draw = random.Random(1)
+    worlds = [1, 2, 3, 5, 7, 8, 64, 333, 1024]
+    for world_size in worlds:
+        for num_samples in (0, 1, world_size - 1, world_size, draw.randrange(1, 5 * world_size + 99)):
+            for batch_size in (1, draw.randrange(2, 9)):
+                start = draw.randrange(num_samples + 1)
+                for drop_last in (False, True):
+                    sizes = {"batch_size": batch_size, "world_size": world_size, "drop_last": drop_last}
+                    ranks = [
+                        list(rank_batches(num_samples, rank=rank, start=start, **sizes)) for rank in range(world_size)
+                    ]
+                    assert len({tuple(len(batch) for batch in batches) for batches in ranks}) == 1
+                    taken = sorted(i for batches in ranks for batch in batches for i in batch)
+                    assert taken == list(range(start, start + len(taken)))
+                    if drop_last:
+                        assert 0 <= num_samples - start - len(taken) < batch_size * world_size
+                    else:
+                        assert 0 <= len(taken) - (num_samples - start) < world_size
+
+
+def test_order_through_a_buffer():
+    full = epoch_order(1000, seed=0, epoch=0, shuffle=True)
+    assert sorted(full.tolist()) == list(range(1000))
+    order = epoch_order(1000, seed=0, epoch=0, shuffle=True, shuffle_buffer_size=50)
+    assert sorted(order.tolist()) == list(range(1000))
+    shift = ((order - torch.arange(1000)) % 1000).unique()  # round a circle, for the order is cut at a random place
+    widest_gap = max((shift.roll(-1) - shift).max(), 1000 - shift[-1] + shift[0])
+    assert shift.numel() > 30 and 1000 - widest_gap < 2 * 50
+    assert not torch.equal(order, epoch_order(1000, seed=0, epoch=1, shuffle=True, shuffle_buffer_size=50))
+
+
+def test_a_bad_video_is_substituted_in_training(paths, tmp_path, caplog):
+    log = tmp_path / "logs" / "bad_videos.jsonl"
+    clips = make_clips(with_broken(paths, tmp_path, {4, 5}))
+    options = {"batch_size": 4, "max_bad_fraction": 0.2, "bad_videos_file": log}
+    for num_workers in (0, 2):
+        loader = ClipLoader(clips, **options, num_workers=num_workers)
+        assert sorted(real_ids(loader)) == [0, 1, 2, 3, 6, 6, 6, 7, 8, 9, 10]  # the next good one, under its own label
+        assert [failure["id"] for failure in loader.failures] == [4, 5, 5]
+    assert "epoch 0: 3 failures to read a video, listed in" in caplog.text
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) == 6 and lines[0]["path"].endswith("broken.mp4") and "not a video file" in lines[0]["reason"]
+
+
+def test_bad_videos_are_left_out_of_evaluation(paths, tmp_path):
+    clips = make_clips(with_broken(paths, tmp_path, {0, 1, 10}), train=False)
+    loader = ClipLoader(clips, batch_size=2, max_bad_fraction=0.3)
+    batches = list(loader)
+    assert len(batches) == len(loader) and batches[0]["is_padding"].all()
+    assert [i for b in batches for i in b["ids"][~b["is_padding"]].tolist()] == list(range(2, 10))
+    for batch in batches:  # labels go with the pixels
+        for pixels_TCHW, label in zip(batch["pixel_values"], batch["labels"], strict=True):
+            assert torch.equal(pixels_TCHW, clips.clip(int(label), epoch=0)["pixel_values"])
+
+
+def test_bad_videos_raise_when_asked(paths, tmp_path):
+    clips = make_clips(with_broken(paths, tmp_path, {4}))
+    with pytest.raises(VideoDecodeError, match=r"broken\.mp4: not a video file"):
+        list(ClipLoader(clips, batch_size=4, on_bad_video="error"))
+
+
+def test_too_many_bad_videos_stop_the_run(paths, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    clips = make_clips(with_broken(paths, tmp_path, {4, 9}))
+    log = tmp_path / "bad.jsonl"
+    options = {"batch_size": 2, "bad_videos_file": log, "world_size": 2, "max_bad_fraction": 0.1}
+    with pytest.raises(TooManyBadVideosError, match=r"2 of 11 .*max_bad_fraction \(0.1\)(.|\n)*broken\.mp4: not"):
+        for loader in [ClipLoader(clips, **options, rank=rank) for rank in range(2)]:
+            list(loader)  # a rank counts the others' failures through the file
+    list(ClipLoader(clips, batch_size=2, bad_videos_file=log, max_bad_fraction=0.2))  # earlier runs do not count
+    evaluation = make_clips(with_broken(paths, tmp_path, {1}), train=False)
+    both = [ClipLoader(c, batch_size=2, bad_videos_file=log, max_bad_fraction=0.2) for c in (clips, evaluation)]
+    for loader in both:  # the other data set's failures in the same file do not count either
+        list(loader)
+    assert [failure["train"] for failure in both[1].failures] == [False]
+
+
+def test_unusable_arguments(clips):
+    for arguments, message in {
+        (("batch_size", 0),): r"batch_size \(0\)",
+        (("batch_size", 2), ("rank", 2), ("world_size", 2)): r"rank \(2\) must be in \[0, world_size\)",
+        (("batch_size", 8), ("world_size", 2), ("drop_last", True)): "11 videos, a step takes 8 on each of 2",
+        (("batch_size", 2), ("max_bad_fraction", 2)): r"max_bad_fraction \(2\)",
+        (("batch_size", 2), ("on_bad_video", "ignore")): r"on_bad_video \('ignore'\)",
+        (("batch_size", 2), ("shuffle_buffer_size", 0)): r"shuffle_buffer_size \(0\)",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            ClipLoader(clips, **dict(arguments))

@@ -1,0 +1,35 @@
+"""run_video_cls.py under FSDP2 on the CPU, for the tests: torch shards there as on GPUs, but accelerate passes over a
+config of FSDP where there is no GPU. Prints what was sharded."""
+
+import sys
+from pathlib import Path
+
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+from torch.distributed.tensor import DTensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+import run_video_cls
+
+prepare_state = AcceleratorState.__init__
+make_training_state = run_video_cls.TrainingState
+
+
+def with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
+    prepare_state(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        self.fsdp_plugin = fsdp_plugin
+
+
+def report(model, *args):
+    parameters = list(model.parameters())
+    sharded = [p for p in parameters if isinstance(p, DTensor)]
+    units = sum(type(module).__name__.startswith("FSDP") for module in model.modules())
+    share = sum(p.to_local().numel() for p in sharded) / sum(p.numel() for p in sharded) if sharded else 1
+    print(f"{len(sharded)} of {len(parameters)} parameters sharded, {units} units, {share:.2f} here")
+    return make_training_state(model, *args)
+
+
+AcceleratorState.__init__ = with_fsdp
+run_video_cls.TrainingState = report
+run_video_cls.main()

@@ -1,0 +1,196 @@
+"""Checkpoints on disk: whole or absent, verified, rotated, of one configuration."""
+
+import json
+import os
+import random
+import resource
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hf_i2v.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
+from hf_i2v.training_state import ExponentialMovingAverage, TrainingState, frozen_fingerprint
+
+CONFIGURATION = {"learning_rate": 0.1, "labels": ["a", "b"]}
+
+
+def weights(value: float) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((300, 100), value)}
+
+
+def saved(tmp_path, *steps: int, **options) -> CheckpointFolder:
+    folder = CheckpointFolder(tmp_path / "run", CONFIGURATION, **options)
+    for step in steps:
+        folder.save(step, weights(step), {"step": step, "rate": [0.1 + 0.2]})
+    return folder
+
+
+def test_round_trip_and_rotation(tmp_path):
+    folder = saved(tmp_path, 8, 9, 10, total_limit=2)
+    assert sorted(p.name for p in folder.folder.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    checkpoint = folder.load_last()
+    assert checkpoint.step == 10 and torch.equal(checkpoint.weights["weight"], weights(10)["weight"])
+    assert checkpoint.state == {"step": 10, "rate": [0.1 + 0.2]}
+    assert folder.load(folder.path(9)).step == 9
+    assert CheckpointFolder(tmp_path / "none", CONFIGURATION).load_last() is None
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "state.pt", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damaged_checkpoint_falls_back(tmp_path, file, damage, monkeypatch):
+    said = []
+    monkeypatch.setattr("hf_i2v.checkpoints.logger.warning", lambda message, *args: said.append(message % args))
+    folder = saved(tmp_path, 1, 2)
+    path = folder.path(2) / file
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    else:
+        content[0] ^= 1
+        path.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    assert folder.load_last().step == 1
+    assert "checkpoint-2 is damaged" in said[0] and "going back to the checkpoint before it" in said[0]
+    path = folder.path(1) / file
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint is left .*checkpoint-2 is damaged"):
+        folder.load_last()
+
+
+def test_another_configuration_is_refused(tmp_path):
+    saved(tmp_path, 1)
+    other = CheckpointFolder(tmp_path / "run", CONFIGURATION | {"learning_rate": 0.2})
+    with pytest.raises(CheckpointError, match=r"learning_rate was 0\.1, is 0\.2"):
+        other.load_last()
+
+
+def test_full_disk_loses_nothing(tmp_path):
+    """A limit on the size of files stands in for the disk: writing beyond it fails in the same place."""
+    folder = saved(tmp_path, 1, 2)
+    before = {p: p.read_bytes() for p in folder.folder.rglob("*") if p.is_file()}
+    process = os.fork()
+    if not process:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        code = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+            folder.save(3, weights(3), {})
+        except CheckpointError as error:
+            code = 0 if "checkpoint-1, checkpoint-2" in str(error) and "File too large" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(process, 0)[1] == 0
+    assert before == {p: p.read_bytes() for p in folder.folder.rglob("*") if p.is_file()}
+    assert folder.load_last().step == 2
+
+
+def test_unwritable_folder_loses_nothing(tmp_path, monkeypatch):
+    folder = saved(tmp_path, 1)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # root may write anywhere
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        folder.save(2, weights(2), {})
+    assert folder.steps() == [1] and folder.load_last().step == 1
+
+
+def test_what_a_crash_left_is_cleared(tmp_path):
+    folder = saved(tmp_path, 1)
+    (folder.folder / ".unfinished-checkpoint-2").mkdir()
+    assert folder.load_last().step == 1
+    folder.save(2, weights(2), {})
+    assert sorted(p.name for p in folder.folder.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+
+
+class Loader:
+    def __init__(self):
+        self.place = 0
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+
+def training(seed: int):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    model[1].unused = nn.Parameter(torch.zeros(3))  # gets no gradient, so it has no moments
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)
+    ema = ExponentialMovingAverage(model, 0.5)
+    state = TrainingState(model, optimizer, scheduler, Loader(), ema)
+    return model, optimizer, scheduler, ema, state
+
+
+def steps(model, optimizer, scheduler, ema, count: int) -> None:
+    for _ in range(count):
+        model(torch.randn(3, 4) + random.random() + np.random.rand()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        ema.update()
+
+
+def test_training_state_is_restored_exactly(tmp_path):
+    model, optimizer, scheduler, ema, state = training(seed=0)
+    steps(model, optimizer, scheduler, ema, 3)
+    state.stateful["loader"].place = 7
+    folder = CheckpointFolder(tmp_path, {})
+    folder.save(3, *state.collect())
+    steps(model, optimizer, scheduler, ema, 3)
+
+    other = training(seed=1)
+    other[0][0].load_state_dict(model[0].state_dict())  # the frozen part is not in the checkpoint
+    assert set(folder.load_last().weights) == {f"{e}1.{n}" for e in ("", "ema.") for n in ("weight", "bias", "unused")}
+    assert other[-1].restore(folder.load_last()) == 3
+    assert other[-1].stateful["loader"].place == 7
+    steps(*other[:4], 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other[0].parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ema.averages, other[3].averages, strict=True))
+    assert scheduler.get_last_lr() == other[2].get_last_lr()
+
+
+def test_another_number_of_processes_is_said(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("hf_i2v.training_state.logger.warning", lambda message, *args: said.append(message % args))
+    *_, state = training(seed=0)
+    weights, values = state.collect()
+    values["random"] *= 2
+    state.restore(Checkpoint(1, weights, values))
+    assert "made by 2 processes, now there are 1" in said[0]
+
+
+def test_average_of_the_weights():
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(0.0)
+    ema = ExponentialMovingAverage(model, 0.75)
+    model.weight.data.fill_(4.0)
+    ema.update()
+    with ema.applied():
+        assert model.weight.item() == 1.0
+    assert model.weight.item() == 4.0
+    with pytest.raises(ValueError, match=r"ema_decay \(1\)"):
+        ExponentialMovingAverage(model, 1)
+
+
+def test_fingerprint_is_that_of_the_frozen_weights():
+    model, *_ = training(seed=0)
+    before = frozen_fingerprint(model)
+    model[1].weight.data.add_(1)
+    assert frozen_fingerprint(model) == before
+    model[0].weight.data.add_(1)
+    assert frozen_fingerprint(model) != before
+
+
+def test_manifest_is_readable(tmp_path):
+    folder = saved(tmp_path, 5)
+    manifest = json.loads((folder.path(5) / "manifest.json").read_text())
+    assert manifest["step"] == 5 and manifest["configuration"] == CONFIGURATION

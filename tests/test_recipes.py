@@ -1,0 +1,79 @@
+"""Every recipe resolves, builds its model in full size (without memory), and says in its header what was counted."""
+
+import re
+
+import pytest
+import yaml
+from training import EXAMPLES, load_script
+
+RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+PUBLISHED = {  # MACs of a video (G) and trainable parameters (M) in the tables of papers and repositories
+    "zeroi2v_b16_k400": (422, None),
+    "zeroi2v_l14_k400": (7783, None),
+    "zeroi2v_b16_ssv2": (422, None),
+    "zeroi2v_l14_ssv2": (7783, None),
+    "st_adapter_b16_k400": (455, 7),
+    "st_adapter_b16_ssv2": (489, 14),
+    "aim_b16_k400": (606, 11),
+    "aim_b16_ssv2": (624, 14.3),
+    "aim_b16_diving48": (809, 11),
+}
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("run_video_cls")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe(script, recipe, capsys):
+    script.main(["--config", str(recipe), "--output_dir", "unused", "--dry_run"])
+    lines = capsys.readouterr().out.strip().splitlines()
+    header = recipe.read_text()
+    assert all(f"#   {line}\n" in header for line in lines), "\n".join(lines)
+    for part in ("Expected top-1:", "Source:", "Hardware:", f"--config examples/recipes/{recipe.name}"):
+        assert part in header
+
+    macs, trainable = PUBLISHED.get(recipe.stem, (None, None))
+    if macs:
+        assert int(re.search(r"MACs of a video: (\d+) G", lines[-1])[1]) == pytest.approx(macs, rel=0.003)
+    if trainable:
+        total, head = map(float, re.search(r": ([\d.]+) M, of which the head ([\d.]+) M", lines[0]).groups())
+        assert min(abs(total - trainable), abs(total - head - trainable)) < 0.5
+
+
+def test_all_published_runs_have_one():
+    assert {path.stem for path in RECIPES} >= {*PUBLISHED, "zeroi2v_b16_ucf101", "zeroi2v_b16_hmdb51"}
+    assert {path.stem for path in RECIPES} >= {"inti_l14_k400", "m_adapter_b16_ssv2"}
+
+
+def test_command_line_overrides_the_recipe(script, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "model_name_or_path": "x",
+                "learning_rate": 0.5,
+                "crop_scale": [0.1, 0.9],
+                "gradient_checkpointing": True,
+                "tuner_config": {"adapter_sites": ["before"], "adapter_width": 8},
+            }
+        )
+    )
+    common = ["--config", str(recipe), "--output_dir", "unused"]
+    args = script.parse_args([*common, "--learning_rate", "0.1", "--no-gradient_checkpointing"])
+    assert (args.learning_rate, args.crop_scale, args.gradient_checkpointing) == (0.1, [0.1, 0.9], False)
+    assert script.tuner_config("st_adapter", args.tuner_config).adapter_sites == ["before"]
+
+
+def test_mistakes_in_a_recipe_are_refused(script, tmp_path, capsys):
+    for text, message in (
+        ("learning_rat: 1", "'learning_rat' is no option"),
+        ("learning_rate: fast", "invalid float value: 'fast'"),
+        ("eval_views: 3x2", "3x2"),
+        ("checkpointing_steps: often", "often"),
+    ):
+        (tmp_path / "recipe.yaml").write_text(f"model_name_or_path: x\n{text}\n")
+        with pytest.raises(SystemExit):
+            script.parse_args(["--config", str(tmp_path / "recipe.yaml"), "--output_dir", "unused"])
+        assert message in capsys.readouterr().err

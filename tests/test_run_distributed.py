@@ -1,0 +1,162 @@
+"""Two processes (gloo, on the CPU), started as a user would: the losses of one process, every video once, all stop."""
+
+import csv
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import tiny_image_model
+from training import EXAMPLES, ROOT, command_line, start_forked, write_video_folders
+
+CONFIGS = EXAMPLES / "accelerate_configs"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny image model, 14 videos to train on and 5 to validate: a remainder for 2 processes with batches of 2."""
+    place = tmp_path_factory.mktemp("distributed")
+    tiny_image_model("clip").save_pretrained(place / "image")
+    write_video_folders(place / "videos", train=7, validation=3)
+    (place / "videos/validation/light/2.mp4").unlink()
+    return place
+
+
+@pytest.fixture(scope="module")
+def arguments(place) -> dict:
+    return {
+        "model_name_or_path": place / "image",
+        "train_dir": place / "videos/train",
+        "validation_dir": place / "videos/validation",
+        "tuner": "zeroi2v",
+        "tuner_config": ["adapter_dropout=0"],
+        "classifier_dropout": 0,
+        "num_frames": 4,
+        "max_train_steps": 5,
+        "learning_rate": 1e-2,
+        "per_device_eval_batch_size": 2,
+        "with_tracking": True,
+        "logging_steps": 1,
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.5,
+        "checkpointing_steps": 3,
+    }
+
+
+@pytest.fixture(scope="module")
+def one_process(place, arguments) -> Path:
+    output_dir = place / "one"
+    argv = command_line(arguments | {"output_dir": output_dir, "per_device_train_batch_size": 4})
+    _, status = os.waitpid(start_forked(argv, place / "one.log"), 0)
+    assert status == 0, (place / "one.log").read_text()[-3000:]
+    return output_dir
+
+
+def launch(launcher: list[str], arguments: dict, script: Path = EXAMPLES / "run_video_cls.py"):
+    """Start the script with a program that stands beside this Python, on the CPU."""
+    command = [str(Path(sys.executable).with_name(launcher[0])), *launcher[1:], str(script), *command_line(arguments)]
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def accelerate_launch(config: str) -> list[str]:
+    """With one of our configs, but 2 processes and no mixed precision, on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"config_file": CONFIGS / f"{config}.yaml", "num_processes": 2, "mixed_precision": "no"}
+    return ["accelerate", "launch", *command_line(options | {"main_process_port": port})]
+
+
+def losses(output_dir: Path) -> list[float]:
+    events = EventAccumulator(str(output_dir / "logs" / "run_video_cls")).Reload()
+    return [event.value for event in events.Scalars("train_loss")]
+
+
+def scores(output_dir: Path) -> dict[str, float]:
+    """Score of the first class of each video, as the table of predictions has it."""
+    with open(output_dir / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["video"] for row in rows}) == len(rows) == 5
+    return {row["video"]: float(row["score1"]) for row in rows}
+
+
+def assert_equals(output_dir: Path, one_process: Path) -> None:
+    assert losses(output_dir) == pytest.approx(losses(one_process), abs=1e-5)
+    assert scores(output_dir) == pytest.approx(scores(one_process), abs=2e-4)
+    assert json.loads((output_dir / "all_results.json").read_text())["eval_num_videos"] == 5
+    for file in ("adapter/adapter_model.safetensors", "checkpoint-3/weights.safetensors"):
+        mine, other = load_file(output_dir / file), load_file(one_process / file)
+        assert mine.keys() == other.keys()
+        assert all(torch.allclose(mine[key], other[key], atol=1e-4) for key in mine)
+
+
+def test_ddp_equals_one_process(place, arguments, one_process):
+    output_dir = place / "ddp"
+    run = launch(accelerate_launch("ddp"), arguments | {"output_dir": output_dir, "per_device_train_batch_size": 2})
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "4 clips per step" in run.stdout and run.stdout.count("top-1") == 1
+    assert_equals(output_dir, one_process)
+
+    # its checkpoint carries the run on in one process
+    moved = {"output_dir": place / "moved", "resume_from_checkpoint": output_dir / "checkpoint-3"}
+    log = place / "moved.log"
+    argv = command_line(arguments | moved | {"per_device_train_batch_size": 4})
+    _, status = os.waitpid(start_forked(argv, log), 0)
+    assert status == 0 and "going on after step 3" in log.read_text(), log.read_text()[-3000:]
+    assert losses(place / "moved") == pytest.approx(losses(one_process)[3:], abs=1e-5)
+
+
+def test_fsdp_equals_one_process(place, arguments, one_process):
+    """Frozen and trained weights sharded together, block by block; and from a checkpoint of another
+    number of processes."""
+    script = ROOT / "tests" / "fsdp_on_cpu.py"
+    sharded = arguments | {"per_device_train_batch_size": 2}
+    run = launch(accelerate_launch("fsdp2"), sharded | {"output_dir": place / "fsdp"}, script)
+    assert run.returncode == 0, run.stderr[-3000:]
+    parameters, units = map(
+        int, re.search(r"^(\d+) of \1 parameters sharded, (\d+) units, 0.5", run.stdout, re.M).groups()
+    )
+    assert parameters > 100 and units >= 4  # three blocks and the rest
+    assert_equals(place / "fsdp", one_process)
+
+    moved = {"output_dir": place / "fsdp-moved", "resume_from_checkpoint": one_process / "checkpoint-3"}
+    run = launch(accelerate_launch("fsdp2"), sharded | moved, script)
+    assert run.returncode == 0 and "going on after step 3" in run.stdout, run.stderr[-3000:]
+    assert losses(place / "fsdp-moved") == pytest.approx(losses(one_process)[3:], abs=1e-5)
+    mine, other = (load_file(p / "checkpoint-5/weights.safetensors") for p in (place / "fsdp-moved", one_process))
+    assert all(torch.allclose(mine[key], other[key], atol=1e-4) for key in other)
+
+
+def test_all_stop_when_one_fails(place, arguments):
+    folder = place / "with_bad_video"
+    write_video_folders(folder, train=4, validation=1)
+    (folder / "train/dark/0.mp4").write_bytes(b"no video")
+    videos = {"train_dir": folder / "train", "validation_dir": folder / "validation", "on_bad_video": "error"}
+    run = launch(
+        ["torchrun", "--standalone", "--nproc_per_node", "2"],
+        arguments | videos | {"output_dir": place / "stopped", "per_device_train_batch_size": 2},
+    )
+    assert run.returncode != 0
+    assert "VideoDecodeError" in run.stderr
+    assert not (place / "stopped" / "all_results.json").exists()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_the_configs(path):
+    config = load_config_from_file(str(path))
+    kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}.get(path.stem, "DEEPSPEED")
+    assert config.distributed_type.value == kind and config.num_processes == 8
+    if kind == "DEEPSPEED":
+        values = yaml.safe_load(path.read_text())["deepspeed_config"]
+        assert values["zero_stage"] == int(path.stem[-1])

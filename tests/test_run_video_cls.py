@@ -1,0 +1,273 @@
+"""The training script's options, tried on tiny videos, and what it refuses before days are lost."""
+
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import tiny_image_model
+from training import ROOT, command_line, load_script, write_video, write_video_folders
+
+from hf_i2v import I2VForVideoClassification
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("run_video_cls")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("script")
+    tiny_image_model("clip").save_pretrained(place / "image")
+    write_video_folders(place / "videos", train=6, validation=2)
+    return place
+
+
+@pytest.fixture
+def arguments(place, tmp_path) -> dict:
+    return {
+        "model_name_or_path": place / "image",
+        "train_dir": place / "videos/train",
+        "validation_dir": place / "videos/validation",
+        "num_frames": 4,
+        "per_device_train_batch_size": 4,
+        "max_train_steps": 2,
+        "output_dir": tmp_path / "run",
+        "checkpointing_steps": "no",
+    }
+
+
+def test_everything_at_once(script, arguments, tmp_path, capsys):
+    options = {
+        "max_train_steps": 6,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 2,
+        "shots_per_class": 4,
+        "sampling": "dense",
+        "rand_augment": [2, 5],
+        "color_jitter": 0.2,
+        "random_erasing": 0.2,
+        "mixup_alpha": 0.8,
+        "cutmix_alpha": 1.0,
+        "label_smoothing": 0.1,
+        "head_learning_rate": 0.5,
+        "learning_rate": 0.01,
+        "num_warmup_steps": 0.5,
+        "ema_decay": 0.5,
+        "mixed_precision": "bf16",
+        "gradient_checkpointing": True,
+        "eval_views": "2x3",
+        "eval_steps": 3,
+        "with_tracking": True,
+        "logging_steps": 2,
+        "checkpointing_steps": "epoch",
+    }
+    script.main(command_line(arguments | options))
+    run = tmp_path / "run"
+    assert "8 videos to train on, 4 to validate, 2 classes; 4 clips per step, 6 steps" in capsys.readouterr().out
+    assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]  # 2 steps an epoch
+
+    saved = load_file(run / "adapter" / "adapter_model.safetensors")
+    checkpoint = load_file(run / "checkpoint-6" / "weights.safetensors")
+    (head,) = (key for key in saved if key.endswith("classifier.weight"))
+    last, averaged = (v for k, v in sorted(checkpoint.items()) if "classifier" in k and k.endswith("weight"))
+    assert torch.equal(saved[head], averaged) and not torch.equal(averaged, last)
+
+    events = EventAccumulator(str(run / "logs" / "run_video_cls")).Reload()
+    assert [e.step for e in events.Scalars("train_loss")] == [2, 4, 6]
+    assert [e.step for e in events.Scalars("eval_accuracy")] == [3, 6]
+    warming = events.Scalars("learning_rate")[0].value * 3 / 2  # after 2 of the 3 steps of warm-up
+    assert warming in (pytest.approx(0.5), pytest.approx(0.01))
+    for name in ("clips_per_second", "data_wait", "peak_memory_gib"):
+        assert events.Scalars(name)[0].value > 0
+
+    results = json.loads((run / "all_results.json").read_text())
+    assert {"eval_accuracy", "eval_top5_accuracy", "eval_mean_class_accuracy", "macs", "step"} <= results.keys()
+    assert (results["eval_num_videos"], results["eval_failures"]) == (4, 0)
+    with open(run / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 and {row["label"] for row in rows} == {"dark", "light"}
+    assert Image.open(run / "confusion_matrix.png").size[0] > 48
+    config = (run / "adapter" / "training_config.yaml").read_text()
+    assert yaml.safe_load(config)["head_learning_rate"] == 0.5
+    assert str(tmp_path) not in config and str(arguments["train_dir"]) not in config
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora", "stdha+lora", "st_adapter+inti"])
+def test_tuners(script, arguments, tuner, tmp_path):
+    script.main(command_line(arguments | {"tuner": tuner}))
+    folder = tmp_path / "run" / ("model" if tuner == "full" else "adapter")
+    if tuner == "full":
+        trained = I2VForVideoClassification.from_pretrained(folder).i2v.image_model.state_dict()
+        before = tiny_image_model("clip").state_dict()
+        assert not all(torch.equal(before[key], trained[key]) for key in before)
+    else:
+        assert (folder / "adapter_model.safetensors").exists()
+
+
+def test_optimiser_groups(script, arguments):
+    args = script.parse_args(command_line(arguments | {"head_learning_rate": 0.5, "weight_decay": 0.1}))
+    model = script.build_model(args, ["dark", "light"])
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = {
+        (group["lr"], group["weight_decay"]): {names[id(p)] for p in group["params"]}
+        for group in script.build_optimizer(args, model).param_groups
+    }
+    assert all("classifier" in name for name in groups[(0.5, 0.1)] | groups[(0.5, 0.0)])
+    assert all(name.endswith("weight") for name in groups[(1e-3, 0.1)])
+    assert any(".temporal." in name for name in groups[(1e-3, 0.0)])
+    assert not any(".temporal." in name for name in groups[(1e-3, 0.1)])
+    assert all(".temporal." in n or "bias" in n or "norm" in n for n in groups[(1e-3, 0.0)])
+    assert sum(map(len, groups.values())) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_clips_in_place_of_bad_videos_count_nothing(script, arguments):
+    args = script.parse_args(command_line(arguments | {"classifier_dropout": 0, "tuner": "linear_probe"}))
+    model = script.build_model(args, ["dark", "light"]).eval()
+    batch = {"pixel_values": torch.randn(4, 4, 3, 16, 16), "labels": torch.tensor([0, 1, 1, 0])}
+    batch["is_padding"] = torch.tensor([False, False, True, True])
+    half = {key: value[:2] for key, value in batch.items()}
+    assert script.batch_loss(args, model, batch).item() == pytest.approx(
+        script.batch_loss(args, model, half).item() / 2
+    )
+
+
+def test_few_shot_is_seeded(script, place):
+    from hf_i2v.data import load_videos
+
+    videos = load_videos(train_dir=place / "videos/train")["train"]
+
+    def drawn(shots, seed):
+        return [row["video"]["path"] for row in script.few_shot(videos, shots, seed)]
+
+    assert drawn(2, 0) == drawn(2, 0) and len(drawn(2, 0)) == 4
+    assert len({tuple(drawn(2, seed)) for seed in range(5)}) > 1
+    assert set(drawn(2, 0)) < set(drawn(4, 0))  # more shots add to fewer
+    with pytest.raises(ValueError, match="--shots_per_class 8: the class 'dark' has 6 videos"):
+        drawn(8, 0)
+
+
+def test_push_to_hub(script, arguments, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "hub"))
+    from hub_server import TOKEN, HubServer
+
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with HubServer() as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        options = {"push_to_hub": True, "hub_model_id": "tester/digits", "hub_token": TOKEN, "checkpointing_steps": 2}
+        script.main(command_line(arguments | options))
+        files = server.repositories["tester/digits"].files
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= files.keys()
+    assert "last-checkpoint/weights.safetensors" in files
+    card = files["README.md"].decode()
+    assert "1x1 (clips x crops) of 4 frames" in card and "videos to train on: 12" in card
+    everything = b"".join(content for name, content in files.items() if not name.endswith(".safetensors"))
+    for secret in (TOKEN, str(tmp_path), str(arguments["model_name_or_path"])):
+        assert secret.encode() not in everything
+    assert not [p for p in (tmp_path / "run").rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+
+
+# ----------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_random_base_is_refused(script, arguments, place, tmp_path):
+    model = tiny_image_model("clip")
+    weights = {k: v for k, v in model.state_dict().items() if "layers.1.self_attn.q_proj" not in k}
+    model.save_pretrained(tmp_path / "broken", state_dict=weights)
+    broken = arguments | {"model_name_or_path": tmp_path / "broken"}
+    with pytest.raises(ValueError, match=r"leaves 2 weights of its CLIPVisionModel uninitialised"):
+        script.main(command_line(broken))
+    assert not (tmp_path / "run").exists()
+    script.main(command_line(broken | {"allow_random_base": True}))
+
+
+def test_labels_that_differ_are_refused(script, arguments, tmp_path):
+    write_video(tmp_path / "other/dark/0.mp4", 30)
+    write_video(tmp_path / "other/bright/0.mp4", 30)
+    with pytest.raises(ValueError, match=r"light.*bright"):
+        script.main(command_line(arguments | {"validation_dir": tmp_path / "other"}))
+    with pytest.raises(ValueError, match="--num_labels is 3, but the data set has 2 classes"):
+        script.main(command_line(arguments | {"num_labels": 3}))
+    with pytest.raises(ValueError, match="no videos for validation"):
+        script.main(command_line(arguments | {"validation_dir": None}))
+
+
+def test_clips_shorter_than_an_offset_are_refused(script, arguments):
+    with pytest.raises(ValueError, match=r"time_offsets has \[-4\], but in a clip of num_frames=4"):
+        script.main(command_line(arguments | {"tuner_config": ["time_offsets=[-4, 1]"]}))
+
+
+def test_a_stream_without_an_end_is_refused(script, arguments, capsys):
+    with pytest.raises(SystemExit):
+        script.main(command_line(arguments | {"streaming": True, "max_train_steps": None}))
+    assert "--streaming needs --max_train_steps" in capsys.readouterr().err
+
+
+def test_a_folder_with_another_run_is_refused(script, arguments, tmp_path):
+    script.main(command_line(arguments))
+    script.main(command_line(arguments | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}))
+    with pytest.raises(ValueError, match=r"holds another run: learning_rate was 0\.001, is 0\.5\. Choose another"):
+        script.main(command_line(arguments | {"learning_rate": 0.5}))
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"holds another run \(adapter, all_results.json\)"):
+        script.main(command_line(arguments))
+
+
+def test_another_base_is_refused(script, arguments, tmp_path):
+    """A checkpoint without the frozen weights fits these frozen weights only, wherever they lie."""
+    script.main(command_line(arguments | {"checkpointing_steps": 1}))
+    other = tiny_image_model("clip")
+    other.save_pretrained(tmp_path / "moved")
+    script.main(command_line(arguments | {"checkpointing_steps": 1, "model_name_or_path": tmp_path / "moved"}))
+    other.embeddings.class_embedding.data.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="frozen_weights was"):
+        script.main(command_line(arguments | {"model_name_or_path": tmp_path / "other"}))
+
+
+# -------------------------------------------------------------------------------------- transformers.Trainer
+
+
+def test_trainer_is_in_step(script, arguments, tmp_path):
+    """All videos in one batch, whose order then does not matter: the same losses, step by step."""
+    options = {
+        "per_device_train_batch_size": 12,
+        "max_train_steps": 4,
+        "learning_rate": 0.02,
+        "head_learning_rate": 0.05,
+        "num_warmup_steps": 2,
+        "label_smoothing": 0.1,
+        "max_grad_norm": 1.0,
+        "classifier_dropout": 0,
+        "tuner_config": ["adapter_dropout=0"],
+        "logging_steps": 1,
+        "with_tracking": True,
+    }
+    script.main(command_line(arguments | options))
+    events = EventAccumulator(str(tmp_path / "run" / "logs" / "run_video_cls")).Reload()
+    expected = [event.value for event in events.Scalars("train_loss")]
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+    other = arguments | options | {"output_dir": tmp_path / "trainer", "with_tracking": None}
+    trainer = load_script("run_video_cls_trainer").main(command_line(other))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses == pytest.approx(expected, abs=1e-4)  # the Trainer rounds to 4 digits
+    results = [json.loads((tmp_path / n / "all_results.json").read_text()) for n in ("run", "trainer")]
+    for name in ("eval_accuracy", "eval_top5_accuracy", "eval_mean_class_accuracy"):
+        assert results[0][name] == results[1][name]
+    assert (tmp_path / "trainer" / "adapter" / "adapter_model.safetensors").exists()
+    with pytest.raises(SystemExit, match="--ema_decay"):
+        load_script("run_video_cls_trainer").main(command_line(other | {"ema_decay": 0.9}))
