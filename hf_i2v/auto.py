@@ -4,7 +4,8 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoConfig
 
 from .config import I2VTunerConfig
-from .modeling_i2v import I2VForVideoClassification, check_finite
+from .modeling_i2v import I2VForVideoClassification
+from .untrusted import check_finite
 
 
 class AutoPeftModelForVideoClassification:

@@ -17,7 +17,8 @@ from .config import I2VTunerConfig
 from .methods.aim import AIMConfig
 from .methods.st_adapter import STAdapterConfig
 from .methods.zeroi2v import ZeroI2VConfig
-from .modeling_i2v import I2VConfig, I2VForVideoClassification, check_finite
+from .modeling_i2v import I2VConfig, I2VForVideoClassification
+from .untrusted import check_finite
 
 BASE = "base_model.model."
 IMAGE = BASE + "i2v.image_model."

@@ -25,41 +25,18 @@ from .composition import config_from_dict
 from .data.transforms import Preprocessing, preprocessing_from_pretrained
 from .methods.stdha import STDHAConfig, check_time_offsets, trim
 from .remote_code import write_remote_code
+from .untrusted import (
+    MAX_PARAMETERS,
+    SIZE_LIMITS,
+    check_finite,
+    check_label,
+    check_limit,
+    check_method_sizes,
+    check_sizes,
+)
 from .video import VideoEmbeddings, to_video
 
 logger = logging.get_logger(__name__)
-
-SIZE_LIMITS = {  # far above any model that is known
-    "num_frames": 4096,
-    "num_labels": 1_000_000,
-    "hidden_size": 65_536,
-    "intermediate_size": 262_144,
-    "num_hidden_layers": 1024,
-    "num_attention_heads": 1024,
-    "image_size": 8192,
-    "patch_size": 8192,
-    "num_channels": 1024,
-    "num_register_tokens": 4096,
-}
-MAX_PARAMETERS = 100_000_000_000
-
-
-def check_limit(name: str, value, limit: int) -> None:
-    """Raise ValueError if a size, or one in a list of sizes, is not between 0 and `limit`."""
-    for size in value if isinstance(value, (list, tuple)) else [value]:
-        if isinstance(size, (int, float)) and not -limit <= size <= limit:
-            raise ValueError(f"{name} ({size}) is refused: at most {limit} is believable.")
-
-
-def check_finite(tensors: dict[str, torch.Tensor], source) -> None:
-    """Raise ValueError if a weight is NaN or infinite. Quantised ones and those without memory are not looked at."""
-    broken = [
-        name
-        for name, tensor in tensors.items()
-        if type(tensor.data) is torch.Tensor and not (tensor.is_meta or torch.isfinite(tensor).all())
-    ]
-    if broken:
-        raise ValueError(f"{source} is refused: NaN or infinite values in {len(broken)} weights, {broken[:3]} …")
 
 
 @strict
@@ -112,22 +89,15 @@ class I2VConfig(PreTrainedConfig):
 
     def validate_sizes(self):
         """A configuration from anywhere must not make a machine allocate, or loop, without end."""
-        for name, limit in SIZE_LIMITS.items():
-            check_limit(name, getattr(self, name, None), limit)
-            check_limit(f"image_config.{name}", getattr(self.image_config, name, None), limit)
+        check_sizes(self)
+        check_sizes(self.image_config)
         for method in self.baked or []:
-            for name, value in method.items():
-                check_limit(f"baked {name}", value, 64 if name.endswith("_ratio") else SIZE_LIMITS["hidden_size"])
+            check_method_sizes(method)
 
     def validate_labels(self):
-        """A label is shown, and may be used to name a file: it must be a plain line of text, and no path out."""
+        """A label is shown, and may be used to name a file."""
         for label in (self.id2label or {}).values():
-            parts = str(label).replace("\\", "/").split("/")
-            if len(str(label)) > 500 or not str(label).isprintable() or ".." in parts or parts[0] in ("", "~"):
-                raise ValueError(
-                    f"The label {str(label)[:60]!r} is refused: labels are printable lines of at most 500 characters "
-                    "that do not read like a path to somewhere else."
-                )
+            check_label(str(label))
 
     def save_pretrained(self, save_directory, **kwargs):
         """As everywhere in transformers; also saves the code that can read it, and the processors."""
@@ -251,7 +221,7 @@ class I2VModel(I2VPreTrainedModel):
         backbone = find_backbone(self.image_model)
         to_video(backbone)
         self.image_model.pooling = config.pooling
-        config.feature_reads_prefix |= self.image_model.feature_reads_prefix  # which nothing can try on the meta device
+        config.feature_reads_prefix |= self.image_model.feature_reads_prefix  # nothing can try it on the meta device
         self.image_model.feature_reads_prefix = config.feature_reads_prefix
         self.shift_as_configured()
         if config.temporal_embedding and backbone.embeddings.temporal_embedding is None:

@@ -1,4 +1,7 @@
-"""The demo page in a real browser: a video is uploaded, its frames and answers appear."""
+"""The demo page in a real browser: a video is uploaded, its frames and answers appear.
+
+Needs `pip install gradio playwright` and the program chromium, which are too much for CI: there it is skipped.
+"""
 
 import os
 import re

@@ -1,0 +1,57 @@
+"""What comes from strangers: sizes, labels and weights that no honest model has are refused, before they do harm."""
+
+import torch
+
+SIZE_LIMITS = {  # far above any model that is known
+    "num_frames": 4096,
+    "num_labels": 1_000_000,
+    "hidden_size": 65_536,
+    "intermediate_size": 262_144,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 1024,
+    "image_size": 8192,
+    "patch_size": 8192,
+    "num_channels": 1024,
+    "num_register_tokens": 4096,
+}
+MAX_PARAMETERS = 100_000_000_000
+
+
+def check_limit(name: str, value, limit: int) -> None:
+    """Raise ValueError if a size, or one in a list of sizes, is larger than `limit`, or as far below zero."""
+    for size in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(size, (int, float)) and not -limit <= size <= limit:
+            raise ValueError(f"{name} ({size}) is refused: at most {limit} is believable.")
+
+
+def check_sizes(config) -> None:
+    """Raise ValueError if a configuration names a size that is not believable."""
+    for name, limit in SIZE_LIMITS.items():
+        check_limit(name, getattr(config, name, None), limit)
+
+
+def check_method_sizes(method: dict) -> None:
+    """The same for the options of a method."""
+    for name, value in method.items():
+        check_limit(f"baked {name}", value, 64 if name.endswith("_ratio") else SIZE_LIMITS["hidden_size"])
+
+
+def check_label(label: str) -> None:
+    """Raise ValueError for a label that is no plain line of text, or that reads like a path to somewhere else."""
+    parts = label.replace("\\", "/").split("/")
+    if len(label) > 500 or not label.isprintable() or ".." in parts or parts[0] in ("", "~"):
+        raise ValueError(
+            f"The label {label[:60]!r} is refused: labels are printable lines of at most 500 characters that do not "
+            "read like a path to somewhere else."
+        )
+
+
+def check_finite(tensors: dict[str, torch.Tensor], source) -> None:
+    """Raise ValueError if a weight is NaN or infinite. Quantised ones and those without memory are not looked at."""
+    broken = [
+        name
+        for name, tensor in tensors.items()
+        if type(tensor.data) is torch.Tensor and not (tensor.is_meta or torch.isfinite(tensor).all())
+    ]
+    if broken:
+        raise ValueError(f"{source} is refused: NaN or infinite values in {len(broken)} weights, {broken[:3]} …")
