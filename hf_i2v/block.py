@@ -112,11 +112,11 @@ class Sites(I2VLayer):
             merged, new_biases, quantized = {}, [], []
             try:
                 for site, module in self._affine_modules(name):
-                    A, a = module.affine()
+                    up, down, a = module.affine()
                     quantized += self.block.dequantize(site)
                     new_biases += self.block.add_missing_biases(site)
                     for linear in self.block.linears_at(site):
-                        _fold_affine(linear, A, a, output_side=site.endswith("_out"), merged=merged)
+                        _fold_affine(linear, up, down, a, output_side=site.endswith("_out"), merged=merged)
                 if safe_merge and not all(torch.isfinite(value).all() for value in merged.values()):
                     raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
             except ValueError:
@@ -157,15 +157,16 @@ def _put_back(modules: list[tuple[nn.Module, str, nn.Module]]) -> None:
         setattr(parent, name, module)
 
 
-def _fold_affine(linear: nn.Linear, A: torch.Tensor, a: torch.Tensor, *, output_side: bool, merged: dict) -> None:
-    """Add to `merged` the float32 (or wider) weight and bias of A·(W x + b) + a, or of W·(A x + a) + b."""
-    W = merged.get(linear.weight, linear.weight.detach()).to(A.dtype)
-    b = merged.get(linear.bias, linear.bias.detach()).to(A.dtype)
-    A, a = A.detach().to(W.device), a.detach().to(W.device)
+def _fold_affine(linear: nn.Linear, up, down, a, *, output_side: bool, merged: dict) -> None:
+    """Add to `merged` the float32 (or wider) weight and bias of A·(W x + b) + a, or of W·(A x + a) + b, where
+    A = I + up·down. A itself is never made: two thin products per weight are cheaper than a square one."""
+    W = merged.get(linear.weight, linear.weight.detach()).to(up.dtype)
+    b = merged.get(linear.bias, linear.bias.detach()).to(up.dtype)
+    up, down, a = (tensor.detach().to(W.device) for tensor in (up, down, a))
     if output_side:
-        merged[linear.weight], merged[linear.bias] = A @ W, A @ b + a
+        merged[linear.weight], merged[linear.bias] = torch.addmm(W, up, down @ W), b + up @ (down @ b) + a
     else:
-        merged[linear.weight], merged[linear.bias] = W @ A, W @ a + b
+        merged[linear.weight], merged[linear.bias] = torch.addmm(W, W @ up, down), W @ a + b
 
 
 class VideoBlock(Swapped):

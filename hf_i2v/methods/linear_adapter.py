@@ -33,13 +33,11 @@ class LinearAdapter(nn.Module):
         delta = self.up(self.dropout(self.down(x.to(self.down.weight.dtype))))
         return torch.add(x, delta.to(x.dtype), alpha=self.scale)
 
-    def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A (D, D) and a (D,) of the equivalent y = A x + a, in float32 or wider."""
+    def affine(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """s·W₂ (D, R), W₁ (R, D) and a (D,) of the equivalent y = (I + s·W₂W₁) x + a, in float32 or wider."""
         dtype = torch.promote_types(self.down.weight.dtype, torch.float32)
-        down, up = self.down.weight.to(dtype), self.up.weight.to(dtype)
-        A = self.scale * (up @ down)
-        A.diagonal().add_(1.0)
-        return A, self.scale * (up @ self.down.bias.to(dtype) + self.up.bias.to(dtype))
+        down, up = self.down.weight.to(dtype), self.scale * self.up.weight.to(dtype)
+        return up, down, up @ self.down.bias.to(dtype) + self.scale * self.up.bias.to(dtype)
 
 
 @dataclass
