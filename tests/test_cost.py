@@ -1,12 +1,24 @@
 """Counted costs against the published figures (B/16 and L/14 at 224²)."""
 
+import csv
+import io
+import json
+
 import pytest
 import torch
 from peft import get_peft_model
+from tiny import tiny_image_model
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from hf_i2v import AIMConfig, InTIConfig, STAdapterConfig, ZeroI2VConfig
-from hf_i2v.cost import cost, count_macs, count_parameters
+from hf_i2v import (
+    METHODS,
+    AIMConfig,
+    I2VForVideoClassification,
+    InTIConfig,
+    STAdapterConfig,
+    ZeroI2VConfig,
+)
+from hf_i2v.cost import activation_bytes, cost, count_macs, count_parameters, main
 
 B16 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 L14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -64,3 +76,60 @@ def test_counting_leaves_the_model_alone_and_prints():
     text = str(cost(model, (2, 3, 16, 16)))
     assert "GMACs" in text and "M parameters" in text
     assert model.training and all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+
+
+THREE_VIEWS = {"none": 422e9, "st_adapter": 455e9, "aim": 606e9}  # MACs of three views, 8 frames, B/16
+
+
+def test_the_command_line_gives_the_published_rows(capsys):
+    main(["--tuner", *THREE_VIEWS, "--views", "3x1", "--format", "json"])
+    rows = {row["tuner"]: row for row in json.loads(capsys.readouterr().out)}
+    for tuner, macs in THREE_VIEWS.items():
+        assert rows[tuner]["video_macs"] == pytest.approx(macs, rel=0.005)
+    assert rows["none"]["activation_bytes"] < 10_000 < rows["aim"]["activation_bytes"]  # only the pooled feature
+
+
+def test_formats_and_latency(tmp_path, capsys):
+    tiny_image_model("clip").save_pretrained(tmp_path)
+    options = [
+        "--model",
+        str(tmp_path),
+        "--num_frames",
+        "4",
+        "--latency",
+        "2",
+        "--tuner",
+        "zeroi2v",
+        "st_adapter+inti",
+    ]
+    main([*options, "--format", "csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["tuner"] for row in rows] == ["zeroi2v", "st_adapter+inti"]
+    assert all(float(row["latency_seconds"]) > 0 for row in rows)
+    main(options)
+    heads, *lines = capsys.readouterr().out.splitlines()
+    assert "GMACs/clip" in heads and len(lines) == 2 and "±" in lines[0]
+    for wrong, message in ((["--views", "3"], "CLIPSxCROPS"), (["--tuner", "lora"], "lora.*not among|not among")):
+        with pytest.raises(SystemExit, match=message):
+            main([*options, *wrong])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_activations_are_those_of_a_real_step(method, tmp_path):
+    tiny_image_model("vit").save_pretrained(tmp_path)
+    base = I2VForVideoClassification.from_image_model(tmp_path, num_frames=4, num_labels=3)
+    model = get_peft_model(base, METHODS[method](**({"insert_before": [1]} if method == "inti" else {})))
+    counted = activation_bytes(model, (2, 4, 3, 16, 16))
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.train()(torch.randn(2, 4, 3, 16, 16))
+    del output
+    assert counted == pytest.approx(sum(kept.values()), rel=0.1)
