@@ -23,6 +23,7 @@ def script():
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
