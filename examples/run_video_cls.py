@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import SchedulerType, get_scheduler
 
-from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification, I2VTunerConfig
+from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
 from hf_i2v.architectures import image_config
 from hf_i2v.cards import CardFacts, dataset_fingerprint, write_card
 from hf_i2v.checkpoints import CheckpointFolder, configuration_differences, write_atomically
@@ -56,6 +56,7 @@ from hf_i2v.data import (
 from hf_i2v.evaluation import confusion_matrix, draw_confusion_matrix, predict, write_predictions
 from hf_i2v.hub import CheckpointUploads, push_folder
 from hf_i2v.meter import Meter
+from hf_i2v.options import tuner_config, tuner_options
 from hf_i2v.training_state import ExponentialMovingAverage, TrainingState, frozen_fingerprint, trained_parameters
 
 # What may differ when a run goes on: places, and what changes nothing in the result.
@@ -174,30 +175,6 @@ def recipe_arguments(parser: argparse.ArgumentParser, path: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------- the model
-
-
-def tuner_config(tuner: str, pairs: list[str]) -> I2VTunerConfig:
-    """`"st_adapter+inti"` and `["adapter_width=128", "insert_before=[3]"]` as a configuration; values are YAML.
-
-    An option goes to every method of the tuner that has it.
-    """
-    names = tuner.split("+")
-    if unknown := [name for name in names if name not in METHODS]:
-        raise SystemExit(f"--tuner {tuner}: {unknown} is not among linear_probe, full, lora, {', '.join(METHODS)}")
-    first, *others = [METHODS[name](**options) for name, options in tuner_options(tuner, METHODS, pairs).items()]
-    return sum(others, start=first)
-
-
-def tuner_options(tuner: str, methods: dict[str, type], pairs: list[str]) -> dict[str, dict]:
-    options = {name: {} for name in tuner.split("+")}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        takers = [name for name in options if key in {field.name for field in dataclasses.fields(methods[name])}]
-        if not equals or not takers:
-            raise SystemExit(f"--tuner_config takes KEY=VALUE with options of {tuner}, not {pair!r}")
-        for name in takers:
-            options[name][key] = yaml.safe_load(value)
-    return options
 
 
 def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:

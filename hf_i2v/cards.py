@@ -56,6 +56,7 @@ class CardFacts:
         license: of the weights. None: what the base model's licence says.
         recipe: the file, for the card of a recipe that was not run.
         measure_latency: time a forward pass of this model and of the plain image model.
+        relative_latency: in its place, what a benchmark found: this model's latency over the plain image model's.
     """
 
     method: str | None = None
@@ -73,6 +74,7 @@ class CardFacts:
     arguments: dict = field(default_factory=dict)
     license: str | None = None
     measure_latency: bool = False
+    relative_latency: str | None = None
     recipe: str | None = None
 
 
@@ -245,6 +247,8 @@ def _costs(model: nn.Module, config, num_frames: int, facts: CardFacts) -> dict:
         "plain_parameters": f"{sum(p.numel() for p in plain.parameters()) / 1e6:.2f} M",
         "plain_macs": f"{count_macs(plain, frames) / 1e9:.4g} G",
     }
+    if facts.relative_latency:
+        cost |= {"latency": facts.relative_latency, "plain_latency": "1 ×"}
     if facts.measure_latency:
         device = next(model.parameters()).device
         place = (

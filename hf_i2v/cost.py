@@ -16,9 +16,14 @@ import time
 from dataclasses import asdict, dataclass
 
 import torch
+from peft import get_peft_model
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from .architectures import image_config
+from .modeling_i2v import I2VConfig, I2VForVideoClassification
+from .options import tuner_config
 
 
 @dataclass(frozen=True)
@@ -43,17 +48,19 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in used), sum(p.numel() for p in used if p.requires_grad)
 
 
-def count_macs(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> int:
+def count_macs(model: nn.Module, pixel_values_shape: tuple[int, ...], *, as_papers_count: bool = True) -> int:
     """MACs of one forward pass on pixels of the given shape, (B, T, C, h, w) for a video model.
 
-    All tokens of all blocks, as papers count, although a classifier that reads the CLS token skips some in the last.
+    Args:
+        as_papers_count: all tokens of all blocks; False leaves out those that a classifier which reads the CLS token
+            skips in the last block.
     """
     model = on_meta(model).eval()
     pixel_values = torch.empty(pixel_values_shape, device="meta", dtype=next(model.parameters()).dtype)
     counter = FlopCounterMode(display=False)
     # the fused CPU kernel is unknown to torch's counter; the math kernel is two plain matrix products
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        model(pixel_values, output_hidden_states=True)
+        model(pixel_values, output_hidden_states=as_papers_count or None)
     return counter.get_total_flops() // 2
 
 
@@ -147,11 +154,6 @@ def _row(tuner: str, args: argparse.Namespace) -> Row:
 
 
 def _adapted(tuner: str, args: argparse.Namespace) -> nn.Module:
-    from peft import get_peft_model
-
-    from . import METHODS, I2VConfig, I2VForVideoClassification
-    from .architectures import image_config
-
     image = image_config(args.model)
     args.image_size = args.image_size or image.image_size
     base = I2VForVideoClassification(
@@ -159,13 +161,7 @@ def _adapted(tuner: str, args: argparse.Namespace) -> nn.Module:
     )
     if tuner == "none":
         return base.requires_grad_(False)
-    unknown = sorted(set(tuner.split("+")) - set(METHODS))
-    if unknown:
-        raise SystemExit(f"--tuner {tuner}: {unknown} is not among {['none', *METHODS]}")
-    config, *others = [METHODS[name]() for name in tuner.split("+")]
-    for other in others:
-        config = config + other
-    return get_peft_model(base, config)
+    return get_peft_model(base, tuner_config(tuner, args.tuner_config))
 
 
 def _views(text: str) -> tuple[int, int]:
@@ -203,6 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hf_i2v.cost", description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="openai/clip-vit-base-patch16", help="an image model: folder or Hub id")
     parser.add_argument("--tuner", nargs="+", default=["none"], help="methods, several joined by +; none: no tuner")
+    parser.add_argument("--tuner_config", nargs="*", default=[], metavar="KEY=VALUE", help="options of the tuner")
     parser.add_argument("--num_frames", type=int, default=8)
     parser.add_argument("--num_labels", type=int, default=400)
     parser.add_argument("--image_size", type=int, help="default: the image model's own")

@@ -7,7 +7,8 @@ a run is written by `hf_i2v.cards.write_card`, with what the run measured.
 """
 
 import argparse
-import dataclasses
+import csv
+import json
 import re
 from pathlib import Path
 
@@ -15,32 +16,35 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from peft import get_peft_model
-from transformers import CLIPVisionConfig
 
-from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification, I2VTunerConfig
+from hf_i2v import I2VConfig, I2VForVideoClassification, I2VTunerConfig
+from hf_i2v.architectures import image_config
 from hf_i2v.cards import CardFacts, create_card
+from hf_i2v.options import tuner_config
 
 HERE = Path(__file__).parent
-IMAGE_MODELS = {  # sizes of what the recipes start from, so that nothing has to be downloaded
-    "openai/clip-vit-base-patch16": {"patch_size": 16},
-    "openai/clip-vit-large-patch14": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-    },
-}
+SPEED = HERE.parent / "benchmarks" / "speed.csv"
 
 
-def tuner_config(recipe: dict) -> I2VTunerConfig:
-    """The recipe's tuner, several joined by "+"; an option goes to every method that has it."""
-    configs = []
-    for name in recipe["tuner"].split("+"):
-        known = {field.name for field in dataclasses.fields(METHODS[name])}
-        options = {key: value for key, value in recipe.get("tuner_config", {}).items() if key in known}
-        configs.append(METHODS[name](**options))
-    return sum(configs[1:], start=configs[0])
+def recipe_config(recipe: dict) -> I2VTunerConfig:
+    """The recipe's tuner with its options."""
+    options = [f"{key}={json.dumps(value)}" for key, value in recipe.get("tuner_config", {}).items()]
+    return tuner_config(recipe["tuner"], options)
+
+
+def relative_latency(recipe: dict) -> str | None:
+    """What `benchmarks/speed.py` measured of the recipe's method, if it did at that size and number of frames."""
+    if recipe["model_name_or_path"] != "openai/clip-vit-base-patch16" or recipe["num_frames"] != 8:
+        return None
+    name, options = recipe["tuner"], recipe.get("tuner_config", {})
+    name += " ssv2" if options.get("temporal_adapter_in") else ""
+    name += " 24x384" if options.get("adapter_sites") == ["before", "between"] else ""
+    rows = {row["what"]: row["ratio"] for row in csv.DictReader(SPEED.open()) if row["part"] == "inference"}
+    if f"{name} / image model" not in rows:
+        return None
+    merged = rows.get(f"{name} merged / image model")
+    also = f" (merged {merged} ×)" if merged else ""
+    return f"{rows[f'{name} / image model']} ×{also}: benchmarks/speed.md, CPU, float32"
 
 
 def recipe_card(path: Path) -> ModelCard:
@@ -53,18 +57,19 @@ def recipe_card(path: Path) -> ModelCard:
     clips, crops = recipe["eval_views"].split("x")
     base = recipe["model_name_or_path"]
     config = I2VConfig(
-        image_config=CLIPVisionConfig(**IMAGE_MODELS[base]),
+        image_config=image_config(base),
         num_frames=recipe["num_frames"],
         num_labels=recipe["num_labels"],
         base_model=base,
     )
     with torch.device("meta"):
-        model = get_peft_model(I2VForVideoClassification(config), tuner_config(recipe))
+        model = get_peft_model(I2VForVideoClassification(config), recipe_config(recipe))
     facts = CardFacts(
         dataset=f"{dataset}, {recipe['num_labels']} classes",
         published=[("expected top-1", expected, source.split(". ")[0] if "%" in expected else "none")],
         view_protocol=f"{clips} clip(s) × {crops} crop(s) per video, {recipe['sampling']} sampling",
         recipe=f"examples/recipes/{path.name}",
+        relative_latency=relative_latency(recipe),
     )
     return create_card(model, facts, f"user/{path.stem}")
 

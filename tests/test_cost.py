@@ -109,7 +109,11 @@ def test_formats_and_latency(tmp_path, capsys):
     main(options)
     heads, *lines = capsys.readouterr().out.splitlines()
     assert "GMACs/clip" in heads and len(lines) == 2 and "±" in lines[0]
-    for wrong, message in ((["--views", "3"], "CLIPSxCROPS"), (["--tuner", "lora"], "lora.*not among|not among")):
+    for wrong, message in (
+        (["--views", "3"], "CLIPSxCROPS"),
+        (["--tuner", "lora"], "'lora'. is not among"),
+        (["--tuner_config", "width=8"], "takes KEY=VALUE with options of zeroi2v"),
+    ):
         with pytest.raises(SystemExit, match=message):
             main([*options, *wrong])
 

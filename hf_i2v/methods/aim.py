@@ -72,7 +72,7 @@ def drop_path(x_MND: torch.Tensor, probability: float, training: bool) -> torch.
     if probability == 0 or not training:
         return x_MND
     keep_M11 = torch.empty(x_MND.shape[0], 1, 1, dtype=x_MND.dtype, device=x_MND.device)
-    return x_MND * keep_M11.bernoulli_(1 - probability) / (1 - probability)
+    return x_MND * (keep_M11.bernoulli_(1 - probability) / (1 - probability))
 
 
 @dataclass
