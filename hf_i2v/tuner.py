@@ -3,6 +3,7 @@
 import difflib
 import re
 import warnings
+from contextlib import nullcontext
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -72,7 +73,8 @@ class I2VTuner(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         # afterwards, because the backbone may be the model itself, which peft's loop over submodules does not visit
         config, backbone = self.peft_config[adapter_name], self._backbone.model
-        branch = config.branch_module(self._backbone)
+        with torch.device("meta") if kwargs.get("low_cpu_mem_usage") else nullcontext():
+            branch = config.branch_module(self._backbone)
         if branch is None and not config.pooling:
             return
         if "clip_head" not in backbone._modules:
