@@ -285,7 +285,7 @@ def start(args) -> list[dict]:
 
 def report(args) -> list[dict]:
     rows = list(csv.DictReader((HERE / "speed.csv").open()))
-    lines = ["# Speed and memory", "", "Written by `python benchmarks/speed.py report` from speed.csv.", ""]
+    lines = ["# Speed and memory, 2 CPU cores", "", "Written by `benchmarks/speed.py report` from speed.csv.", ""]
     lines += ["| part | ratio | measured | spread | asked | met |", "|---|---|---|---|---|---|"]
     lines += [
         "| " + " | ".join(r[key] for key in ("part", "what", "ratio", "spread", "asked", "met")) + " |" for r in rows

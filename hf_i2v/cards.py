@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers import AutoModel
 
 from .composition import method_to_dict
 from .config import I2VTunerConfig
-from .cost import count_macs, count_parameters
+from .cost import count_macs, count_parameters, latency
 from .modeling_i2v import I2VConfig, hub_name, pooler_argument
 from .version import __version__
 
@@ -254,23 +253,9 @@ def _costs(model: nn.Module, config, num_frames: int, facts: CardFacts) -> dict:
         place = (
             torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         )
-        cost["latency"] = f"{1000 * _seconds(model, torch.zeros(clip, device=device)):.3g} ms ({place})"
-        cost["plain_latency"] = f"{1000 * _seconds(plain, torch.zeros(frames, device=device)):.3g} ms"
+        cost["latency"] = f"{1000 * latency(model, clip, rounds=5)[0]:.3g} ms ({place})"
+        cost["plain_latency"] = f"{1000 * latency(plain, frames, rounds=5)[0]:.3g} ms"
     return cost
-
-
-@torch.no_grad()
-def _seconds(model: nn.Module, pixel_values: torch.Tensor, repeats: int = 5) -> float:
-    """Median seconds of a forward pass, after one to warm up."""
-    model.eval()
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        model(pixel_values)
-        if pixel_values.is_cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return sorted(times[1:])[repeats // 2]
 
 
 def _configuration(adapter, config, facts: CardFacts) -> dict:
