@@ -51,7 +51,7 @@ class TemporalAttention(nn.Module):
             h_CTD = self.adapter_in(h_CTD)
         h_CTD = self.adapter(block.attend(h_CTD))
         h_MND = h_CTD.unflatten(0, (-1, num_tokens)).transpose(1, 2).flatten(0, 1)
-        return x_MND + drop_path(h_MND, self.drop_path, self.training)
+        return torch.addcmul(x_MND, h_MND, branch_scale(h_MND, 1.0, self.drop_path, self.training))
 
 
 class JointAdapter(nn.Module):
@@ -64,15 +64,17 @@ class JointAdapter(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, x_MND: torch.Tensor, **_) -> torch.Tensor:
-        return drop_path(self.scale * self.adapter(x_MND), self.drop_path, self.training)
+        h_MND = self.adapter(x_MND)
+        return branch_scale(h_MND, self.scale, self.drop_path, self.training) * h_MND
 
 
-def drop_path(x_MND: torch.Tensor, probability: float, training: bool) -> torch.Tensor:
-    """Stochastic depth per frame (arXiv 1603.09382): a whole branch is dropped, those that stay are scaled up."""
-    if probability == 0 or not training:
-        return x_MND
-    keep_M11 = torch.empty(x_MND.shape[0], 1, 1, dtype=x_MND.dtype, device=x_MND.device)
-    return x_MND * (keep_M11.bernoulli_(1 - probability) / (1 - probability))
+def branch_scale(h_MND: torch.Tensor, scale: float, drop_path: float, training: bool) -> torch.Tensor:
+    """`scale` for each frame's branch, (M, 1, 1), with stochastic depth (arXiv 1603.09382): a dropped one's is 0, and
+    those that stay are scaled up."""
+    scale_M11 = h_MND.new_full((h_MND.shape[0], 1, 1), scale)
+    if drop_path and training:
+        scale_M11 *= torch.empty_like(scale_M11).bernoulli_(1 - drop_path) / (1 - drop_path)
+    return scale_M11
 
 
 @dataclass
