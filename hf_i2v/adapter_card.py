@@ -9,7 +9,7 @@ LOADING = """
 
 ```python
 import hf_i2v  # first: it makes the adapter type {peft_type} known to peft, which else fails with a KeyError
-
+{imports}
 model = {loading}
 ```
 """
@@ -22,8 +22,8 @@ def open_card_with_loading(folder: str, config) -> None:
     if "import hf_i2v" in card.text:
         return
     here = '"path/or/repository"'
-    loading = f"peft.PeftModel.from_pretrained(image_model, {here})"
+    imports, loading = "from peft import PeftModel\n", f"PeftModel.from_pretrained(image_model, {here})"
     if (config.trained_on or {}).get("video_model"):
-        loading = f"hf_i2v.AutoPeftModelForVideoClassification.from_pretrained({here})"
-    card.text = LOADING.format(peft_type=config.peft_type.value, loading=loading) + card.text
+        imports, loading = "", f"hf_i2v.AutoPeftModelForVideoClassification.from_pretrained({here})"
+    card.text = LOADING.format(peft_type=config.peft_type.value, imports=imports, loading=loading) + card.text
     card.save(path)

@@ -1,11 +1,17 @@
 """A trained adapter from its folder alone: the model it was trained on is built again around it."""
 
 from peft import PeftConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import AutoConfig
+from transformers.utils import cached_file
 
+from .backbones import find_backbone
 from .config import I2VTunerConfig
 from .modeling_i2v import I2VForVideoClassification
+from .trained_on import other_weights
 from .untrusted import check_finite
+
+HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
 
 
 class AutoPeftModelForVideoClassification:
@@ -29,19 +35,24 @@ class AutoPeftModelForVideoClassification:
         Args:
             pretrained_model_name_or_path: folder or Hub repository of an adapter of hf_i2v.
             config: in place of the saved configuration; set its `base_model_name_or_path` if the base has moved.
-            kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `quantization_config`, …), and for
-                the download of both (`token`, `cache_dir`, …).
+            kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `quantization_config`, …; also
+                `num_frames`, for clips of another length than in training), and for the download of both (`token`,
+                `cache_dir`, …).
 
         Returns:
             The adapter on its base, with the classifier and the label names that it was saved with.
 
         Raises:
-            ValueError: not an adapter of hf_i2v, one without a classifier, or one whose base cannot be rebuilt; or a
-                weight that is not finite.
+            ValueError: not an adapter of hf_i2v, one without a classifier, or one whose base cannot be rebuilt as it
+                was; or a weight that is not finite.
+            OSError: there are no weights in safetensors.
         """
         if config is None:
             config = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
         base = _base_model(config, str(pretrained_model_name_or_path), kwargs)
+        where = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs} | {"revision": revision}
+        cached_file(pretrained_model_name_or_path, SAFETENSORS_WEIGHTS_NAME, **where)  # peft would read a pickle too
+        kwargs.pop("num_frames", None)
         model = PeftModel.from_pretrained(
             base,
             pretrained_model_name_or_path,
@@ -78,17 +89,21 @@ def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoCl
         kwargs = {**kwargs, "revision": config.revision}
     id2label = {int(i): name for i, name in video["id2label"].items()}
     labels = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
-    where = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+    where = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision") if key in kwargs}
     if AutoConfig.from_pretrained(base, **where).model_type == I2VForVideoClassification.config_class.model_type:
-        return I2VForVideoClassification.from_pretrained(base, ignore_mismatched_sizes=True, **labels, **kwargs)
-    if video["finished_in_memory"]:
+        model = I2VForVideoClassification.from_pretrained(base, ignore_mismatched_sizes=True, **labels, **kwargs)
+        finished = video.get("pooling", model.config.pooling) != model.config.pooling
+    else:
+        options = {key: video[key] for key in ("num_frames", "classifier_dropout")}
+        model = I2VForVideoClassification.from_image_model(base, **labels, **{**options, **kwargs})
+        finished = video["finished_in_memory"]
+    if finished or other_weights(config.trained_on, find_backbone(model).model):
         raise ValueError(
-            f"{adapter} was trained on a video model that had been finished in memory (merged or baked in); "
-            f"{base!r} is only the image model that one was made from. Save that video model, and pass config= with "
-            "its path as base_model_name_or_path."
+            f"{adapter} was trained on a model that had been changed in memory (finished by merging or baking, or "
+            f"trained): {base!r} has other weights. Save that model, and pass config= with its path as "
+            "base_model_name_or_path. To move the adapter to these weights all the same, use "
+            "peft.PeftModel.from_pretrained(model, adapter)."
         )
-    options = {key: video[key] for key in ("num_frames", "classifier_dropout")}
-    model = I2VForVideoClassification.from_image_model(base, **labels, **options, **kwargs)
     model.config.time_offsets = video["time_offsets"]
     model.shift_as_configured()
     return model

@@ -31,6 +31,16 @@ class BlockParts:
     mlp_inputs: tuple[str, ...]  # projections inside `mlp`; two for a gated one
     mlp_output: str
 
+    def projections(self, site: str) -> list[tuple[str, str]]:
+        """The projections that directly follow an `_in` site or precede an `_out` site: (attention or mlp, name)."""
+        owner, names = {
+            "attention_in": (self.attention, ("q_proj", "k_proj", "v_proj")),
+            "attention_out": (self.attention, (self.attention_output,)),
+            "mlp_in": (self.mlp, self.mlp_inputs),
+            "mlp_out": (self.mlp, (self.mlp_output,)),
+        }[site]
+        return [(owner, name) for name in names]
+
 
 @dataclass(frozen=True)
 class Backbone:

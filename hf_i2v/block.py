@@ -119,7 +119,7 @@ class Sites(I2VLayer):
                         _fold_affine(linear, up, down, a, output_side=site.endswith("_out"), merged=merged)
                 if safe_merge and not all(torch.isfinite(value).all() for value in merged.values()):
                     raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-            except ValueError:
+            except BaseException:
                 self.block.remove_biases(new_biases)
                 _put_back(quantized)
                 raise
@@ -128,8 +128,9 @@ class Sites(I2VLayer):
             self._unmerged_weights[name] = [(parameter, parameter.data) for parameter in merged]
             self._quantized[name] = quantized
             self._new_biases[name] = new_biases
+            fresh = {p for parent, child, _ in quantized for p in getattr(parent, child).parameters()}
             for parameter, value in merged.items():
-                parameter.data = value.to(parameter.dtype)
+                parameter.data = value.to(self.block.dtype if parameter in fresh else parameter.dtype)
             self.merged_adapters.append(name)
 
     def _affine_modules(self, adapter_name: str) -> list[tuple[str, nn.Module]]:
@@ -181,16 +182,27 @@ class VideoBlock(Swapped):
     rotary: bool  # whether the attention asks for position embeddings
     is_last: bool = False
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, x_MND: torch.Tensor, *args, **kwargs):
+        if self._checkpoints_reentrantly() and not x_MND.requires_grad:
+            x_MND = x_MND.detach().requires_grad_()  # else the whole block would be taken for frozen
         # outside of gradient checkpointing, whose second run must see the same number of frames on any thread
         num_frames = remaining = frames_in_flight()
         tokens_read = tokens_read_in_flight() if self.is_last else None
-        x_MND = super().__call__(*args, num_frames=num_frames, tokens_read=tokens_read, **kwargs)
+        x_MND = super().__call__(x_MND, *args, num_frames=num_frames, tokens_read=tokens_read, **kwargs)
         for module in self.modules_at("before"):
             remaining //= getattr(module, "frame_stride", 1)
         if remaining != num_frames:
             continue_with(remaining)
         return x_MND
+
+    def _checkpoints_reentrantly(self) -> bool:
+        checkpoint = getattr(self, "_gradient_checkpointing_func", None)
+        return (
+            getattr(self, "gradient_checkpointing", False)
+            and self.training
+            and torch.is_grad_enabled()
+            and getattr(checkpoint, "keywords", {}).get("use_reentrant", False)
+        )
 
     def forward(
         self, x_MND: torch.Tensor, attention_mask=None, *, num_frames: int, tokens_read: int | None = None, **kwargs
@@ -202,13 +214,15 @@ class VideoBlock(Swapped):
         shift = sites.shift() if sites is not None else None
         shift = self.time_offsets if shift is None else shift
 
+        own = {"norm1": self.first_norm, "attend": self.attend}  # not the block: hooks would move it about
+
         def run(site, x):
             for module in self.modules_at(site):
-                x = module(x, num_frames=num_frames, block=self)
+                x = module(x, num_frames=num_frames, **own)
             return x
 
         for module in self.modules_at("before"):
-            x_MND = module(x_MND, num_frames=num_frames, block=self)
+            x_MND = module(x_MND, num_frames=num_frames, **own)
             num_frames //= getattr(module, "frame_stride", 1)
         if shift:
             attention_mask = TimeShift(attention_mask, num_frames, shift)
@@ -221,7 +235,7 @@ class VideoBlock(Swapped):
         h_MND = getattr(self, parts.mlp)(run("mlp_in", n_MND))
         h_MND = self._through(parts.after_mlp, run("mlp_out", h_MND))
         for module in self.modules_at("parallel"):
-            h_MND = h_MND + module(n_MND, num_frames=num_frames, block=self)
+            h_MND = h_MND + module(n_MND, num_frames=num_frames, **own)
         return run("after", x_MND + h_MND)
 
     def modules_at(self, site: str) -> Iterator[nn.Module]:
@@ -302,12 +316,12 @@ class VideoBlock(Swapped):
         return added
 
     def dequantize(self, site: str) -> list[tuple[nn.Module, str, nn.Linear]]:
-        """Make the quantised projections at `site` ordinary ones; returns what stood where."""
+        """Make the quantised projections at `site` ordinary ones in float32; returns what stood where."""
         replaced = []
         for module, name in self._linear_names(site):
             if is_quantized(linear := getattr(module, name)):
                 replaced.append((module, name, linear))
-                setattr(module, name, dequantized(linear, self.dtype))
+                setattr(module, name, dequantized(linear, torch.float32))
         return replaced
 
     def remove_biases(self, added: list[tuple[nn.Linear, str]]) -> None:
@@ -322,14 +336,7 @@ class VideoBlock(Swapped):
         return [without_peft(getattr(module, name)) for module, name in self._linear_names(site)]
 
     def _linear_names(self, site: str) -> list[tuple[nn.Module, str]]:
-        parts = self.block_parts
-        attention, mlp = getattr(self, parts.attention), getattr(self, parts.mlp)
-        return {
-            "attention_in": [(attention, name) for name in ("q_proj", "k_proj", "v_proj")],
-            "attention_out": [(attention, parts.attention_output)],
-            "mlp_in": [(mlp, name) for name in parts.mlp_inputs],
-            "mlp_out": [(mlp, parts.mlp_output)],
-        }[site]
+        return [(getattr(self, owner), name) for owner, name in self.block_parts.projections(site)]
 
 
 def to_video_block(block: nn.Module, parts: BlockParts, time_offsets: tuple[int, ...] = ()) -> None:

@@ -24,6 +24,11 @@ class ComposedConfig(I2VTunerConfig):
     def __post_init__(self):
         super().__post_init__()
         self.methods = [config_from_dict(m) if isinstance(m, dict) else m for m in self.methods]
+        if self.layers_to_transform is not None:
+            raise ValueError(
+                f"layers_to_transform={self.layers_to_transform} of a composition: say it in each method's own "
+                "configuration."
+            )
         names = [m.method_name for m in self.methods]
         if len(names) < 2:
             raise ValueError(f"A composition needs two methods or more, found {names}.")

@@ -10,18 +10,10 @@ from torch import nn
 from .adapter_card import open_card_with_loading
 from .backbones import Backbone
 from .registration import register_peft_type
+from .trained_on import shape_of, weights_sample
 
 SITES = ("before", "attention_in", "attention_out", "between", "mlp_in", "mlp_out", "parallel", "after")
 POOLINGS = ("after_norm", "before_norm")
-
-
-def shape_of(backbone: Backbone) -> dict[str, int]:
-    """What an adapter's weights depend on, in transformers' words."""
-    return {
-        "hidden_size": backbone.hidden_size,
-        "num_hidden_layers": len(backbone.blocks),
-        "num_attention_heads": backbone.num_heads,
-    }
 
 
 @dataclass
@@ -35,8 +27,8 @@ class I2VTunerConfig(PeftConfig):
             way round). None: the method's own, or the model's where the method has none.
         modules_to_save: further modules to train and save; the method's own choice (final norm, classifier) is
             added when the adapter is attached.
-        trained_on: shape and, where it has a classifier, labels of the model that the adapter is for; filled in when
-            it is attached.
+        trained_on: shape, a sample of the weights and, where it has a classifier, labels of the model that the adapter
+            is for; filled in when it is attached.
     """
 
     method_name: ClassVar[str]
@@ -82,7 +74,7 @@ class I2VTunerConfig(PeftConfig):
 
     def describe_model(self, model: nn.Module, backbone: Backbone) -> None:
         """Note what the adapter is attached to. Its labels may still change: they are read when it is saved."""
-        self.trained_on = shape_of(backbone)
+        self.trained_on = shape_of(backbone) | {"weights": weights_sample(backbone.model)}
         if hasattr(model, "i2v"):
             self._video_config = model.config
 

@@ -19,6 +19,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec, strict
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils import logging
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .backbones import Backbone, find_backbone
 from .composition import config_from_dict
@@ -47,7 +48,8 @@ class I2VConfig(PreTrainedConfig):
         image_config: the image model's own configuration.
         num_frames: frames per clip T.
         time_offsets: STDHA's frame offsets per head; one list for all blocks, or a list per block. None: no shift.
-        temporal_embedding: whether a temporal embedding (T, D) is added to the tokens of each frame.
+        temporal_embedding: the number of frames of the temporal embedding that is added to the tokens of each frame,
+            False for none; interpolated linearly for clips of another length. True means `num_frames`.
         pooling: "after_norm": final norm of each frame, then the mean over the frames; "before_norm": the other way.
         baked: configurations of the methods whose modules are part of the model.
         add_pooling_layer: whether the image model has the pooler that ViT has as an option.
@@ -65,7 +67,7 @@ class I2VConfig(PreTrainedConfig):
     image_config: dict | PreTrainedConfig | None = None
     num_frames: int = 8
     time_offsets: list | None = None
-    temporal_embedding: bool = False
+    temporal_embedding: bool | int = False
     pooling: Literal["after_norm", "before_norm"] = "after_norm"
     baked: list | None = None
     add_pooling_layer: bool = False
@@ -116,7 +118,8 @@ class I2VConfig(PreTrainedConfig):
         self.time_offsets = offsets if any(offsets) else None
         if all(block == offsets[0] for block in offsets):
             self.time_offsets = offsets[0] or None
-        self.temporal_embedding = backbone.embeddings.temporal_embedding is not None
+        embedding_TD = backbone.embeddings.temporal_embedding
+        self.temporal_embedding = False if embedding_TD is None else len(embedding_TD)
 
     def around_the_image_model(self) -> dict:
         """What it takes, beside the image model, to build this model again: labels, frames, native time offsets."""
@@ -125,6 +128,7 @@ class I2VConfig(PreTrainedConfig):
             "num_frames": self.num_frames,
             "classifier_dropout": self.classifier_dropout,
             "time_offsets": self.time_offsets,
+            "pooling": self.pooling,
             "finished_in_memory": bool(self.temporal_embedding or self.baked or self.pooling != "after_norm"),
         }
 
@@ -162,6 +166,21 @@ class I2VPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         check_finite(dict(model.named_parameters()), pretrained_model_name_or_path)
         return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As everywhere in transformers.
+
+        Raises:
+            ValueError: an adapter that was attached with peft is still in the model; its weights would be lost.
+        """
+        if not getattr(self, "_hf_peft_config_loaded", False) and any(
+            hasattr(m, "merged_adapters") for m in self.modules()
+        ):
+            raise ValueError(
+                f"This {type(self).__name__} still holds an adapter, which would not load again with it. Save the "
+                "PeftModel around it, or call merge_and_unload(), bake() or unload() first."
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         from .cards import write_card  # transformers has just put its own, empty card there
@@ -225,7 +244,8 @@ class I2VModel(I2VPreTrainedModel):
         self.image_model.feature_reads_prefix = config.feature_reads_prefix
         self.shift_as_configured()
         if config.temporal_embedding and backbone.embeddings.temporal_embedding is None:
-            backbone.embeddings.temporal_embedding = nn.Parameter(torch.zeros(config.num_frames, backbone.hidden_size))
+            length = config.num_frames if config.temporal_embedding is True else config.temporal_embedding
+            backbone.embeddings.temporal_embedding = nn.Parameter(torch.zeros(length, backbone.hidden_size))
         if not self.image_model.baked_methods:
             _add_baked_modules(config, backbone)
         check_limit("number of parameters", sum(p.numel() for p in self.parameters()), MAX_PARAMETERS)
@@ -360,6 +380,7 @@ def _add_baked_modules(config: I2VConfig, backbone: Backbone) -> None:
                 block.add_baked(site, name, module)
         if (branch := part.branch_module(backbone)) is not None:
             backbone.model.baked_branch = branch
+            maybe_install_capturing_hooks(backbone.model)
     backbone.model.baked_methods = list(config.baked or [])
 
 

@@ -32,7 +32,7 @@ CUSTOM_PIPELINES = {
 }
 LEFT_OUT = {  # methods that only adapting or saving needs
     "I2VConfig": {"save_pretrained"},
-    "I2VPreTrainedModel": {"with_stdha", "_upload_modified_files"},
+    "I2VPreTrainedModel": {"with_stdha", "save_pretrained", "_upload_modified_files"},
     "I2VModel": {"from_video_backbone"},
     "I2VForVideoClassification": {"from_image_model"},
     "I2VTunerConfig": {"__add__", "describe_model", "to_dict", "save_pretrained"},

@@ -1,21 +1,26 @@
 """The life cycle that all methods share: attach, merge, unload. One peft tuner for every configuration."""
 
+import copy
 import difflib
 import re
 import warnings
 from contextlib import nullcontext
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from .backbones import Backbone, find_backbone
+from .backbones import Backbone, find_backbone, without_peft
 from .block import I2VLayer, Sites
 from .composition import config_from_dict, method_to_dict
-from .config import SITES, I2VTunerConfig, shape_of
+from .config import SITES, I2VTunerConfig
+from .methods.linear_adapter import MERGEABLE_SITES
 from .quantized import dequantize, is_quantized, warn_dequantized
-from .video import ClipHead, TemporalEmbedding, VideoBackbone, to_image, to_video
+from .trained_on import check_trained_on
+from .video import ClipHead, TemporalEmbedding, VideoBackbone, over_frames, to_image, to_video
 
 
 class I2VTuner(BaseTuner):
@@ -29,10 +34,18 @@ class I2VTuner(BaseTuner):
     tuner_layer_cls = I2VLayer
 
     def __init__(self, model: nn.Module, *args, **kwargs):
-        if any(isinstance(module, I2VLayer) for module in model.modules()):
+        layers = [m for m in model.modules() if isinstance(m, (BaseTunerLayer, PeftModel))]
+        if any(isinstance(layer, I2VLayer) for layer in layers):
             raise ValueError(
-                "This model was adapted already. Give the PeftModel that you have another adapter with "
-                "add_adapter(name, config), compose methods as ConfigA(...) + ConfigB(...), or call unload() first."
+                "This model was adapted already. Give the PeftModel that you have another adapter of the same method "
+                "with add_adapter(name, config), compose methods as ConfigA(...) + ConfigB(...), or call unload() "
+                "first."
+            )
+        if layers:
+            raise ValueError(
+                f"This model was adapted already, by another tuner of peft ({type(layers[0]).__name__}): "
+                "its weights would be lost in a merge or a file of this one. Call its merge_and_unload() or unload() first; to "
+                "train another tuner together with STDHA, attach it to a video model with_stdha()."
             )
         super().__init__(model, *args, **kwargs)
 
@@ -42,7 +55,7 @@ class I2VTuner(BaseTuner):
     def _prepare_model(self, peft_config: I2VTunerConfig, model: nn.Module) -> None:
         """Resolve and check the configuration against the model, before anything is changed."""
         backbone = find_backbone(model)
-        _check_trained_on(peft_config, model, backbone)
+        check_trained_on(peft_config, model, backbone)
         peft_config.num_frames = _agreed_num_frames(peft_config, model)
         peft_config.resolve(backbone)
         if backbone.model._modules.get("baked_branch") is not None:
@@ -69,7 +82,17 @@ class I2VTuner(BaseTuner):
     def _check_target_module_exists(self, peft_config: I2VTunerConfig, key: str) -> bool:
         return key in self._layers or key == self._embeddings
 
+    def _enable_peft_forward_hooks(self, *args, adapter_names: list[str] | None = None, **kwargs):
+        if adapter_names is not None:
+            raise ValueError(
+                f"adapter_names={adapter_names} in a forward pass: mixed batches are not supported. Call "
+                "set_adapter(name) and run the clips of each adapter by themselves."
+            )
+        return nullcontext()
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        # what is filled in belongs to this model: the caller's configuration may serve for another
+        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         # afterwards, because the backbone may be the model itself, which peft's loop over submodules does not visit
         config, backbone = self.peft_config[adapter_name], self._backbone.model
@@ -83,6 +106,7 @@ class I2VTuner(BaseTuner):
             backbone.clip_head.pooling[adapter_name] = config.pooling
         if branch is not None:
             backbone.clip_head.i2v_branch[adapter_name] = _moved(branch, next(backbone.parameters()))
+            maybe_install_capturing_hooks(backbone)  # it would at the first call, but not under torch.compile
         backbone.clip_head.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
@@ -121,6 +145,8 @@ class I2VTuner(BaseTuner):
 
     def _check_merge_allowed(self, adapter_names: list[str] | None = None) -> None:
         """Raise ValueError if an adapter has modules that do not fold into weights."""
+        if unknown := sorted(set(adapter_names or []) - set(self.peft_config)):
+            raise ValueError(f"There is no adapter {unknown[0]!r} to merge, only {list(self.peft_config)}.")
         for name in adapter_names or self.active_adapters:
             stuck = {m for sites in self._sites() for m in sites.methods_of(name, mergeable=False)}
             head = self._backbone.model._modules.get("clip_head")
@@ -148,9 +174,16 @@ class I2VTuner(BaseTuner):
         layers = [m for m in self.model.modules() if isinstance(m, I2VLayer)]
         if merge:
             self._check_merge_allowed(adapter_names)
+            if safe_merge:
+                self._check_trained_copies(adapter_names or self.active_adapters)
+            before = list(self.active_adapters)
             if adapter_names is not None:
                 self.set_adapter(adapter_names)
-            _merge_all([layer for layer in layers if not layer.merged], safe_merge)
+            try:
+                _merge_all([layer for layer in layers if not layer.merged], safe_merge)
+            except BaseException:
+                self.set_adapter(before)
+                raise
             self._keep_time()
             return self._without_tuner_layers(progressbar, changed=True)
         for layer in layers:
@@ -160,6 +193,25 @@ class I2VTuner(BaseTuner):
             if isinstance(module, ModulesToSaveWrapper):
                 module.set_adapter([])  # peft would leave the trained copy in the place of the original
         return self._without_tuner_layers(progressbar, changed=False)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge the linear adapters of all blocks into the weights, to be unmerged again; all blocks or none.
+
+        Raises:
+            ValueError: an adapter that is unknown, cannot be merged or, with `safe_merge`, is not finite.
+        """
+        self._check_merge_allowed(adapter_names)
+        if safe_merge:
+            self._check_trained_copies(adapter_names or self.active_adapters)
+        _merge_all([m for m in self.model.modules() if isinstance(m, I2VLayer)], safe_merge, adapter_names)
+
+    def _check_trained_copies(self, adapter_names: list[str]) -> None:
+        """Raise ValueError if the final norm or the classifier that was trained with an adapter is not finite."""
+        for path, module in self.model.named_modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                for name in set(adapter_names) & set(module.modules_to_save):
+                    if not all(torch.isfinite(p).all() for p in module.modules_to_save[name].parameters()):
+                        raise ValueError(f"NaNs detected in {path}. The adapter {name} seems to be broken")
 
     def bake(self) -> nn.Module:
         """Make the active adapter a part of the model, for methods that cannot be merged into its weights.
@@ -201,7 +253,7 @@ class I2VTuner(BaseTuner):
             shift = block.sites.shift() if "sites" in block._modules else None
             block.time_offsets = block.time_offsets if shift is None else shift
         if "temporal" in backbone.embeddings._modules:
-            _keep_temporal_embedding(backbone.embeddings)
+            _keep_temporal_embedding(backbone.embeddings, self._num_frames())
         backbone.model.pooling = backbone.model.working_pooling()
 
     def _without_tuner_layers(self, progressbar: bool, *, changed: bool) -> nn.Module:
@@ -224,9 +276,8 @@ class I2VTuner(BaseTuner):
             if self._was_image_model:
                 to_image(backbone)
             return self.model
-        num_frames = self.peft_config[self.active_adapters[0]].num_frames
         if backbone.name == "":
-            return I2VModel.from_video_backbone(self.model, num_frames=num_frames)
+            return I2VModel.from_video_backbone(self.model, num_frames=self._num_frames())
         warnings.warn(
             f"The merged {type(self.model).__name__} keeps its time offsets and temporal embedding only in memory: "
             "saved and loaded again it would be the image model. Adapt its vision model, or build an "
@@ -235,20 +286,26 @@ class I2VTuner(BaseTuner):
         )
         return self.model
 
+    def _num_frames(self) -> int:
+        """Frames per clip of the model, or of the adapter where the model does not say."""
+        own = getattr(getattr(self.model, "config", None), "num_frames", None)
+        return own or self.peft_config[self.active_adapters[0]].num_frames
+
     def _sites(self) -> list[Sites]:
         return [m for m in self.model.modules() if isinstance(m, Sites)]
 
 
-def _merge_all(layers: list[I2VLayer], safe_merge: bool) -> None:
+def _merge_all(layers: list[I2VLayer], safe_merge: bool, adapter_names: list[str] | None = None) -> None:
     """Merge all of them, or leave all of them as they were."""
-    done = []
+    before = [list(layer.merged_adapters) for layer in layers]
     try:
         for layer in layers:
-            layer.merge(safe_merge=safe_merge)
-            done.append(layer)
-    except ValueError:
-        for layer in done:
+            layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+    except BaseException:
+        for layer, merged in zip(layers, before, strict=True):
             layer.unmerge()
+            if merged:
+                layer.merge(adapter_names=merged)
         raise
 
 
@@ -265,46 +322,12 @@ def _agreed_num_frames(config: I2VTunerConfig, model: nn.Module) -> int:
             f"{type(config).__name__} needs num_frames: {type(model).__name__} is an image model and does not say how "
             f"many frames a clip has. Use {type(config).__name__}(num_frames=8), for example."
         )
-    if own is not None and config.num_frames not in (None, own):
+    if own is not None and config.num_frames not in (None, own) and config.trained_on is None:
         raise ValueError(
             f"{type(config).__name__} says num_frames={config.num_frames}, but the model was made for {own} frames. "
             "Leave num_frames out, or make the model for that number of frames."
         )
-    return own if config.num_frames is None else config.num_frames
-
-
-def _check_trained_on(config: I2VTunerConfig, model: nn.Module, backbone: Backbone) -> None:
-    """An adapter from disk, or a configuration used before, must meet a model of the same shape and labels."""
-    trained_on = config.trained_on or {}
-    found = shape_of(backbone)
-    wrong = [
-        f"{key} {trained_on[key]} (here {found[key]})"
-        for key in found
-        if trained_on.get(key, found[key]) != found[key]
-    ]
-    if wrong:
-        raise ValueError(
-            f"This {type(config).__name__} belongs to a model with {', '.join(wrong)}. Load the adapter on the model "
-            "it was trained on; for another model make a new configuration."
-        )
-    names = (trained_on.get("video_model") or {}).get("id2label")
-    own = getattr(getattr(model, "config", None), "id2label", None)
-    if names is None or own is None or not hasattr(model, "i2v"):
-        return
-    names = {int(key): name for key, name in names.items()}
-    if len(names) != len(own):
-        raise ValueError(
-            f"This adapter has a classifier of {len(names)} labels, but the model has {len(own)}. Make the model with "
-            f"num_labels={len(names)}, or load both with hf_i2v.AutoPeftModelForVideoClassification."
-        )
-    generic = {i: f"LABEL_{i}" for i in own}
-    if names != own and generic not in (names, own):
-        differing = [f"{i}: {names.get(i)!r} / {own[i]!r}" for i in own if names.get(i) != own[i]]
-        warnings.warn(
-            f"The adapter and the model name {len(differing)} classes differently (adapter / model): "
-            f"{', '.join(differing[:5])}. The adapter's classifier gives the adapter's classes.",
-            stacklevel=2,
-        )
+    return own if config.num_frames is None else config.num_frames  # an adapter from disk keeps its own
 
 
 def _modules_to_save(config: I2VTunerConfig, model: nn.Module, backbone: Backbone) -> list[str] | None:
@@ -324,6 +347,9 @@ def _modules_to_save(config: I2VTunerConfig, model: nn.Module, backbone: Backbon
                 f"modules_to_save has {name!r}, but {type(model).__name__} has no such module. Did you mean one of "
                 f"{near}?"
             )
+        for key, module in chosen.items():
+            if reason := _why_not_trainable(module, config, backbone):
+                raise ValueError(f"modules_to_save has {name!r}, but {key} {reason}")
         inside = [key for key in chosen if key.startswith(backbone.name)]
         if inside and config.target_modules is not None:
             raise ValueError(
@@ -339,9 +365,30 @@ def _modules_to_save(config: I2VTunerConfig, model: nn.Module, backbone: Backbon
     return list(dict.fromkeys(names)) or None
 
 
-def _keep_temporal_embedding(embeddings: nn.Module) -> None:
+def _why_not_trainable(module: nn.Module, config: I2VTunerConfig, backbone: Backbone) -> str | None:
+    """Why a module cannot be trained beside the adapter: peft would put a copy where the methods act."""
+    parts, blocks = backbone.parts, list(backbone.blocks.values())
+    acting = {backbone.model, backbone.embeddings, *blocks}
+    acting |= {getattr(block, name) for block in blocks for name in (parts.attention, parts.mlp)}
+    if acting & set(module.modules()):
+        inside = sorted({name for part in {module} & acting for name, _ in part.named_children()})
+        named = f" ({', '.join(inside)})" if inside else ""
+        return f"holds what the methods of hf_i2v act on, and cannot be trained whole. Name layers inside it{named}."
+    folded = {
+        without_peft(getattr(getattr(block, owner), name))
+        for part in config.parts()
+        for site in set(getattr(part, "adapter_sites", ())) & set(MERGEABLE_SITES)
+        for block in blocks
+        for owner, name in parts.projections(site)
+    }
+    if without_peft(module) in folded:
+        return f"is a projection that {type(config).__name__}'s linear adapters fold into. Leave one of the two out."
+    return None
+
+
+def _keep_temporal_embedding(embeddings: nn.Module, num_frames: int) -> None:
     """Move the working adapters' temporal embedding into the model's own."""
-    parts_TD = [e.detach() for e in embeddings.temporal.working_embeddings()]
+    parts_TD = [over_frames(e.detach(), num_frames) for e in embeddings.temporal.working_embeddings()]
     if embeddings.temporal_embedding is not None:
         parts_TD.append(embeddings.temporal_embedding.detach())
     if parts_TD:

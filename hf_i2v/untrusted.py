@@ -4,6 +4,7 @@ import torch
 
 SIZE_LIMITS = {  # far above any model that is known
     "num_frames": 4096,
+    "temporal_embedding": 4096,
     "num_labels": 1_000_000,
     "hidden_size": 65_536,
     "intermediate_size": 262_144,

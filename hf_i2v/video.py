@@ -57,10 +57,11 @@ def over_frames(embedding_TD: torch.Tensor, num_frames: int) -> torch.Tensor:
     """The temporal embedding for clips of another length: linearly interpolated along T, ends on ends."""
     if embedding_TD.shape[0] == num_frames:
         return embedding_TD
-    logger.warning_once(
-        f"The temporal embedding was made for {embedding_TD.shape[0]} frames and is interpolated linearly to the "
-        f"{num_frames} frames of this clip."
-    )
+    if not torch.compiler.is_compiling():  # a logger would break the graph
+        logger.warning_once(
+            f"The temporal embedding was made for {embedding_TD.shape[0]} frames and is interpolated linearly to the "
+            f"{num_frames} frames of this clip."
+        )
     as_image_1DT = embedding_TD.T[None]
     return nn.functional.interpolate(as_image_1DT, size=num_frames, mode="linear", align_corners=True)[0].T
 

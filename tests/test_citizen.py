@@ -1,12 +1,14 @@
 """Someone who knows peft and transformers is never surprised: every method on four backbones."""
 
+import copy
 import functools
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from tiny import randomize_adapter, tiny_image_model
@@ -119,10 +121,20 @@ def test_merging(method, backbone, video_model, clip_pixels):
         weight = next(p for name, p in model.named_parameters() if ".broken.linear_adapter.up.weight" in name
                       or f".broken.{method}.up.weight" in name)  # fmt: skip
         weight.data[0, 0] = float("nan")
-        before = {name: p.clone() for name, p in model.state_dict().items() if ".broken." not in name}
-        with pytest.raises(ValueError, match="NaNs detected"):
-            model.merge_and_unload(safe_merge=True, adapter_names=["broken"])
-        assert all(torch.equal(model.state_dict()[name], p) for name, p in before.items())
+        for merge in (model.merge_and_unload, model.merge_adapter):
+            before = {name: p.clone() for name, p in model.state_dict().items() if ".broken." not in name}
+            with pytest.raises(ValueError, match="NaNs detected"):
+                merge(safe_merge=True, adapter_names=["broken"])
+            assert all(torch.equal(model.state_dict()[name], p) for name, p in before.items())
+            assert model.active_adapters == ["default"] and torch.equal(model(clip_pixels).logits, adapted)
+    for merge in (model.merge_and_unload, model.merge_adapter):
+        with pytest.raises(ValueError, match=r"no adapter 'nobody' to merge, only \['default', 'broken'\]"):
+            merge(adapter_names=["nobody"])
+    trained = dict(model.named_parameters())["base_model.model.classifier.modules_to_save.broken.bias"]
+    trained.data[0] = float("inf")
+    with pytest.raises(ValueError, match="NaNs detected in classifier"):
+        model.merge_and_unload(safe_merge=True, adapter_names=["broken"])
+    assert torch.equal(model(clip_pixels).logits, adapted)
     merged = model.merge_and_unload(safe_merge=True, adapter_names=["default"])
     assert not any(isinstance(m, BaseTunerLayer) for m in merged.modules())
     torch.testing.assert_close(merged(clip_pixels).logits, adapted, atol=1e-5, rtol=1e-5)
@@ -186,6 +198,8 @@ def test_the_saved_card_opens_with_the_import(video_model, tmp_path):
         _, _, text = card.split("---\n", 2)
         assert text.strip().startswith("# How to load this adapter\n\n```python\nimport hf_i2v")
         assert "AutoPeftModelForVideoClassification.from_pretrained" in text
+    get_peft_model(tiny_image_model("clip"), ZeroI2VConfig(num_frames=4)).save_pretrained(tmp_path / "bare")
+    assert "from peft import PeftModel\n\nmodel = PeftModel." in (tmp_path / "bare" / "README.md").read_text()
 
 
 def test_what_an_adapter_cannot_bring(video_model, image_models, tmp_path):
@@ -195,7 +209,7 @@ def test_what_an_adapter_cannot_bring(video_model, image_models, tmp_path):
         AutoPeftModelForVideoClassification.from_pretrained(tmp_path / "bare")
     finished = adapt(video_model("clip"), "zeroi2v").merge_and_unload()
     adapt(finished, "st_adapter").save_pretrained(tmp_path / "on_finished")
-    with pytest.raises(ValueError, match="finished in memory"):
+    with pytest.raises(ValueError, match="changed in memory"):
         AutoPeftModelForVideoClassification.from_pretrained(tmp_path / "on_finished")
     with pytest.raises(OSError, match="from_pretrained"):
         AutoPeftModelForVideoClassification()
@@ -213,6 +227,51 @@ def test_an_adapter_on_a_video_model_brings_that(video_model, clip_pixels, tmp_p
     shifted.save_pretrained(tmp_path / "shifted")
     loaded = AutoPeftModelForVideoClassification.from_pretrained(tmp_path / "shifted")
     assert torch.equal(loaded(clip_pixels).logits, shifted(clip_pixels).logits)
+
+
+def test_a_base_that_is_not_what_it_was_is_noticed(video_model, clip_pixels, tmp_path):
+    merged = adapt(video_model("clip"), "linear_adapter").merge_and_unload()
+    lora = get_peft_model(video_model("clip"), LoraConfig(target_modules=["q_proj"]))
+    adapt(video_model("clip"), "zeroi2v").merge_and_unload().save_pretrained(tmp_path / "video")
+    video = I2VForVideoClassification.from_pretrained(tmp_path / "video")
+    again = adapt(I2VForVideoClassification.from_pretrained(tmp_path / "video"), "zeroi2v").merge_and_unload()
+    for name, base in (
+        ("merged", merged),
+        ("lora", randomize_adapter(lora).merge_and_unload()),
+        ("again", again),
+    ):
+        model = adapt(base, "st_adapter")
+        model.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match="changed in memory"):
+            AutoPeftModelForVideoClassification.from_pretrained(tmp_path / name)
+    with pytest.warns(UserWarning, match="trained on a clip_vision_model with other weights"):
+        PeftModel.from_pretrained(video_model("clip"), tmp_path / "merged")
+
+    shifted = adapt(video.with_stdha([2, -1]), "st_adapter")
+    shifted.save_pretrained(tmp_path / "shifted")
+    loaded = AutoPeftModelForVideoClassification.from_pretrained(tmp_path / "shifted")
+    assert torch.equal(loaded(clip_pixels).logits, shifted(clip_pixels).logits)
+
+
+def test_one_configuration_serves_two_models(image_models, tmp_path):
+    shared = ZeroI2VConfig()
+    models = []
+    for names in ({0: "a", 1: "b", 2: "c"}, {0: "x", 1: "y", 2: "z"}):
+        base = I2VForVideoClassification.from_image_model(
+            image_models["clip"], num_frames=4 + len(models) * 4, id2label=names
+        )
+        models.append(get_peft_model(base, shared))
+    models[0].save_pretrained(tmp_path)
+    loaded = AutoPeftModelForVideoClassification.from_pretrained(tmp_path)
+    assert loaded.config.id2label == {0: "a", 1: "b", 2: "c"} and loaded.config.num_frames == 4
+    assert shared.num_frames is None and shared.trained_on is None
+
+
+def test_adapters_come_in_safetensors_only(video_model, tmp_path):
+    adapt(video_model("clip"), "zeroi2v").save_pretrained(tmp_path, safe_serialization=False)
+    assert (tmp_path / "adapter_model.bin").exists()
+    with pytest.raises(OSError, match=r"adapter_model\.safetensors"):
+        AutoPeftModelForVideoClassification.from_pretrained(tmp_path)
 
 
 def test_a_file_that_lacks_weights_is_noticed(video_model, tmp_path):
@@ -262,6 +321,52 @@ def test_refused_before_anything_changes(method, video_model, clip_pixels, tmp_p
         assert found in message
 
 
+def test_another_kind_of_backbone_is_refused(video_model, clip_pixels, tmp_path):
+    adapt(video_model("clip"), "st_adapter").save_pretrained(tmp_path)
+    other = video_model("siglip")
+    message = logits_unchanged(other, clip_pixels, lambda: PeftModel.from_pretrained(other, tmp_path))
+    assert "model_type clip_vision_model (here siglip_vision_model)" in message
+
+
+@pytest.mark.parametrize(
+    "method, name",
+    [("zeroi2v", "fc1"), ("linear_adapter", "k_proj")]
+    + [("st_adapter", name) for name in ("mlp", "self_attn", "layers", "embeddings", "encoder", "image_model", "i2v")],
+)
+def test_what_the_methods_act_on_cannot_be_trained_whole(method, name, video_model, clip_pixels):
+    model = video_model("clip")
+    message = logits_unchanged(
+        model, clip_pixels, lambda: get_peft_model(model, config(method, modules_to_save=[name]))
+    )
+    assert ("fold into" if name in ("fc1", "k_proj") else "cannot be trained whole") in message
+
+
+def test_layers_that_nothing_acts_on_train_beside_an_adapter(video_model, clip_pixels, tmp_path):
+    model = adapt(video_model("clip"), "st_adapter", modules_to_save=["fc1", "layer_norm2", "patch_embedding"])
+    adapted = model(clip_pixels).logits
+    model.save_pretrained(tmp_path)
+    loaded = AutoPeftModelForVideoClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded(clip_pixels).logits, adapted)
+    assert torch.equal(model.bake()(clip_pixels).logits, adapted)
+
+
+def test_other_tuners_and_ours_do_not_lose_one_another(video_model, clip_pixels, tmp_path):
+    lora = randomize_adapter(get_peft_model(video_model("clip"), LoraConfig(target_modules=["q_proj"])))
+    for model in (lora, lora.base_model.model):
+        message = logits_unchanged(lora, clip_pixels, lambda model=model: get_peft_model(model, ZeroI2VConfig()))
+        assert "another tuner of peft" in message and "with_stdha" in message
+    ours = adapt(video_model("clip"), "linear_adapter")
+    over = get_peft_model(ours.base_model.model, LoraConfig(target_modules=["q_proj"])).merge_and_unload()
+    with pytest.raises(ValueError, match="still holds an adapter"):
+        over.save_pretrained(tmp_path)
+
+
+def test_mixed_batches_are_refused(video_model, clip_pixels):
+    model = adapt(video_model("clip"), "zeroi2v")
+    with pytest.raises(ValueError, match="mixed batches are not supported"):
+        model(clip_pixels, adapter_names=["default", "default"])
+
+
 def test_labels_must_agree(video_model, image_models, clip_pixels, tmp_path):
     adapt(video_model("clip"), "zeroi2v").save_pretrained(tmp_path)
     five = I2VForVideoClassification.from_image_model(image_models["clip"], num_frames=4, num_labels=5)
@@ -292,6 +397,21 @@ def test_a_finished_model_loads_with_a_device_map(video_model, clip_pixels, tmp_
     assert not list(tmp_path.glob("*.bin"))
     loaded = AutoModelForVideoClassification.from_pretrained(tmp_path, device_map="auto")
     assert torch.equal(loaded(clip_pixels).logits, merged(clip_pixels).logits)
+
+
+@pytest.mark.parametrize("method", ["zeroi2v", "st_adapter", "aim", "inti", "m_adapter"])
+def test_a_finished_model_may_lie_on_the_disk(method, video_model, clip_pixels, tmp_path):
+    model = adapt(video_model("clip"), method)
+    finished = model.merge_and_unload() if method in MERGEABLE else model.bake()
+    finished.save_pretrained(tmp_path / "model")
+    places = {f"i2v.image_model.{part}": "cpu" for part in ("embeddings", "pre_layrnorm", "post_layernorm")}
+    places |= {"classifier": "cpu", "i2v.image_model.encoder": "disk", "i2v.image_model.baked_branch": "disk"}
+    loaded = I2VForVideoClassification.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "offload"
+    )
+    assert any(p.is_meta for p in loaded.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(clip_pixels).logits, finished(clip_pixels).logits)
 
 
 @every
@@ -343,17 +463,18 @@ def kept_for_backward(model, pixels) -> int:
 @every
 @every_method
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:None of the inputs have requires_grad")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_checkpointing_keeps_less_and_gives_the_same(method, backbone, use_reentrant, video_model, clip_pixels):
+    if method != "m_adapter":  # whose frozen model runs without a graph: nothing to checkpoint, and torch says so
+        warnings.filterwarnings("error", "None of the inputs have requires_grad")
     model = adapt(video_model(backbone), method).train()
-    pixels = clip_pixels.clone().requires_grad_(use_reentrant)
     torch.manual_seed(4)  # dropout and drop path are the same in both runs, and when a block runs again
-    plain = kept_for_backward(model, pixels)
+    plain = kept_for_backward(model, clip_pixels)
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     torch.manual_seed(4)
-    less = kept_for_backward(model, pixels)
+    less = kept_for_backward(model, clip_pixels)
     assert {name for name, p in model.named_parameters() if p.grad is not None} == gradients.keys()
     for name, p in model.named_parameters():
         if p.grad is not None:
@@ -367,7 +488,6 @@ def test_checkpointing_keeps_less_and_gives_the_same(method, backbone, use_reent
 def test_compiles_once(method, training, video_model, clip_pixels):
     torch._dynamo.reset()
     model = adapt(video_model("clip"), method).train(training)
-    model(clip_pixels)  # transformers installs the hooks that an M-adapter reads through at the first call
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     compiled(clip_pixels)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -400,6 +520,7 @@ def test_stdha_keeps_the_kernel(kernel, backbone, video_model, clip_pixels):
 
 @every_method
 def test_other_numbers_of_frames(method, video_model, clip_pixels, monkeypatch):
+    torch._dynamo.reset()
     told = []
     logger.warning_once.cache_clear()  # other tests may have been told already
     monkeypatch.setattr(logger, "warning", told.append)
@@ -407,9 +528,50 @@ def test_other_numbers_of_frames(method, video_model, clip_pixels, monkeypatch):
     with torch.no_grad():
         for pixels in (clip_pixels.repeat(1, 2, 1, 1, 1), clip_pixels[:, :2], clip_pixels.repeat(1, 2, 1, 1, 1)):
             assert torch.isfinite(model(pixels).logits).all()
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(clip_pixels[:, :2]).logits, model(clip_pixels[:, :2]).logits)
     lengths = ["8 frames", "2 frames"] if METHODS[method].uses_temporal_embedding else []
     assert len(told) == len(lengths)
     assert all("interpolated linearly" in text and new in text for text, new in zip(told, lengths, strict=True))
+
+
+@pytest.mark.parametrize("method", ["zeroi2v", "st_adapter", "aim"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_model_for_another_number_of_frames(method, video_model, image_models, clip_pixels, tmp_path):
+    model = adapt(video_model("clip"), method)
+    model.save_pretrained(tmp_path / "adapter")
+    longer = clip_pixels.repeat_interleave(2, dim=1)
+    expected = model(longer).logits
+    auto = AutoPeftModelForVideoClassification.from_pretrained(tmp_path / "adapter", num_frames=8)
+    base = I2VForVideoClassification.from_image_model(image_models["clip"], num_frames=8, num_labels=3)
+    for loaded in (auto, PeftModel.from_pretrained(base, tmp_path / "adapter")):
+        assert loaded.config.num_frames == 8 and torch.equal(loaded(longer).logits, expected)
+    finished = copy.deepcopy(auto).merge_and_unload() if method in MERGEABLE else copy.deepcopy(auto).bake()
+    finished.save_pretrained(tmp_path / "finished")
+    torch.testing.assert_close(finished(longer).logits, expected)
+
+    same_length = model.merge_and_unload() if method in MERGEABLE else model.bake()
+    same_length.save_pretrained(tmp_path / "four")
+    for folder in ("finished", "four"):
+        for model_class in (I2VForVideoClassification, AutoModelForVideoClassification):
+            loaded = model_class.from_pretrained(tmp_path / folder, num_frames=8)
+            assert loaded.config.num_frames == 8
+            torch.testing.assert_close(loaded(longer).logits, expected)
+
+
+@every_method
+def test_threads_with_clips_of_different_lengths(method, video_model, clip_pixels):
+    model = adapt(video_model("vit"), method)
+    inputs = [clip_pixels, clip_pixels.repeat(1, 2, 1, 1, 1)]
+
+    @torch.no_grad()
+    def run(i):
+        return [model(inputs[i]).logits for _ in range(8)]
+
+    expected = [run(i)[0] for i in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        for logits, one in zip(expected, pool.map(run, (0, 1)), strict=True):
+            assert all(torch.equal(again, logits) for again in one)
 
 
 @every
@@ -444,7 +606,7 @@ def test_trainer(method, video_model, tmp_path):
             eval_strategy="epoch",
             save_strategy="epoch",
             load_best_model_at_end=True,
-            metric_for_best_model="accuracy",
+            metric_for_best_model="early",
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,
@@ -452,20 +614,31 @@ def test_trainer(method, video_model, tmp_path):
             **kwargs,
         )
         torch.manual_seed(0)
-        return Trainer(
+        evaluations = []
+
+        def compute_metrics(prediction):
+            evaluations.append((prediction.predictions.argmax(-1) == prediction.label_ids).mean())
+            return {"accuracy": evaluations[-1], "early": -abs(trained.state.global_step - 6)}  # the second is best
+
+        trained = Trainer(
             get_peft_model(video_model("clip"), config(method)),
             arguments,
             train_dataset=Clips(),
             eval_dataset=Clips(),
-            compute_metrics=lambda p: {"accuracy": (p.predictions.argmax(-1) == p.label_ids).mean()},
+            compute_metrics=compute_metrics,
         )
+        return trained
 
     first = trainer()
     first.train()
-    best = first.state.best_metric
-    assert best == first.evaluate()["eval_accuracy"]
     saved = {f.name for f in (tmp_path / "checkpoint-3").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json"} <= saved and "model.safetensors" not in saved
+    kept = AutoPeftModelForVideoClassification.from_pretrained(tmp_path / "checkpoint-6")
+    last = AutoPeftModelForVideoClassification.from_pretrained(tmp_path / "checkpoint-9")
+    classifiers = [m.classifier.modules_to_save["default"].weight for m in (kept, first.model, last)]
+    assert torch.equal(classifiers[0], classifiers[1]) and not torch.equal(classifiers[1], classifiers[2])
+    accuracies = [entry["eval_accuracy"] for entry in first.state.log_history if "eval_accuracy" in entry]
+    assert first.evaluate()["eval_accuracy"] == accuracies[1]
 
     shutil.rmtree(tmp_path / "checkpoint-9")
     resumed = trainer()
@@ -473,4 +646,4 @@ def test_trainer(method, video_model, tmp_path):
     losses = [
         [entry["eval_loss"] for entry in t.state.log_history if "eval_loss" in entry][:3] for t in (first, resumed)
     ]
-    assert losses[0] == losses[1] and resumed.state.best_metric == best
+    assert losses[0] == losses[1] and resumed.state.best_model_checkpoint.endswith("checkpoint-6")

@@ -162,6 +162,7 @@ def test_stdha_and_linear_adapters_composed_are_zeroi2v(clip_pixels):
         (lambda: AIMConfig() + AIMConfig(), "aim twice"),
         (lambda: MAdapterConfig() + STAdapterConfig(), "unchanged frozen model"),
         (lambda: ZeroI2VConfig() + STDHAConfig(), "zeroi2v already is STDHA"),
+        (lambda: ComposedConfig(methods=[AIMConfig(), InTIConfig()], layers_to_transform=[0]), "each method.s own"),
         (lambda: AIMConfig(num_frames=4) + InTIConfig(num_frames=8), r"disagree on num_frames: \[4, 8\]"),
         (lambda: ComposedConfig(methods=[AIMConfig()]), "two methods or more"),
     ],
@@ -241,9 +242,10 @@ def test_drop_path_grows_over_depth_and_drops_whole_frames(clip_pixels):
     assert [block.sites.i2v_before["default"]["aim"].drop_path for block in blocks] == [0, 0.25, 0.5]
     module, block = blocks[2].sites.i2v_before["default"]["aim"].train(), blocks[2]
     x_MND = torch.randn(8, 5, 32)
-    kept = (module.eval()(x_MND, num_frames=4, block=block) - x_MND) / 0.5
+    own = {"norm1": block.first_norm, "attend": block.attend}
+    kept = (module.eval()(x_MND, num_frames=4, **own) - x_MND) / 0.5
     torch.manual_seed(0)
-    moved = module.train()(x_MND, num_frames=4, block=block) - x_MND
+    moved = module.train()(x_MND, num_frames=4, **own) - x_MND
     for m in range(8):
         assert torch.allclose(moved[m], kept[m], atol=1e-5) or not moved[m].any()
     assert 0 < sum(bool(moved[m].any()) for m in range(8)) < 8

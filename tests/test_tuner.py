@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -154,25 +153,6 @@ def test_copies_and_pickles_work_alone(adapted, clip_pixels):
             p.zero_()  # the twins must not feel it
     for twin in twins:
         assert torch.equal(twin(clip_pixels).logits, expected)
-
-
-def test_compiles_without_a_graph_break(clip_pixels):
-    model = randomize_adapter(get_peft_model(tiny_image_model("clip"), ZeroI2VConfig(num_frames=4))).eval()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(clip_pixels).pooler_output, model(clip_pixels).pooler_output)
-
-
-def test_threads_with_clips_of_different_lengths(clip_pixels):
-    """Two threads on one model: each forward pass knows its own number of frames."""
-    model = randomize_adapter(get_peft_model(tiny_image_model("vit"), ZeroI2VConfig(num_frames=4))).eval()
-    inputs = [clip_pixels, clip_pixels.repeat(1, 2, 1, 1, 1)]
-    expected = [model(pixels).pooler_output for pixels in inputs]
-
-    def run(i):
-        return [torch.equal(model(inputs[i]).pooler_output, expected[i]) for _ in range(20)]
-
-    with ThreadPoolExecutor(2) as pool:
-        assert all(all(same) for same in pool.map(run, [0, 1]))
 
 
 def test_two_models_interleaved_under_checkpointing(clip_pixels):

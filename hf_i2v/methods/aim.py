@@ -7,6 +7,7 @@ Paper: AIM (arXiv 2302.03024), equations 2 to 4, in this order:
     x ← x + mlp(norm2 x) + s·Ad_M(norm2 x)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -43,13 +44,13 @@ class TemporalAttention(nn.Module):
         self.adapter = GELUAdapter(width, bottleneck, skip=False)
         self.drop_path = drop_path
 
-    def forward(self, x_MND: torch.Tensor, *, num_frames: int, block: nn.Module) -> torch.Tensor:
+    def forward(self, x_MND: torch.Tensor, *, num_frames: int, norm1: Callable, attend: Callable, **_) -> torch.Tensor:
         num_tokens = x_MND.shape[1]
-        h_BNTD = block.first_norm(x_MND).unflatten(0, (-1, num_frames)).transpose(1, 2)
+        h_BNTD = norm1(x_MND).unflatten(0, (-1, num_frames)).transpose(1, 2)
         h_CTD = h_BNTD.flatten(0, 1).contiguous()  # C = B·N token positions; linear layers are slow on strided rows
         if self.adapter_in is not None:
             h_CTD = self.adapter_in(h_CTD)
-        h_CTD = self.adapter(block.attend(h_CTD))
+        h_CTD = self.adapter(attend(h_CTD))
         h_MND = h_CTD.unflatten(0, (-1, num_tokens)).transpose(1, 2).flatten(0, 1)
         return torch.addcmul(x_MND, h_MND, branch_scale(h_MND, 1.0, self.drop_path, self.training))
 

@@ -23,6 +23,13 @@ from ..config import I2VTunerConfig
 from ..frames import convolve_over_time
 
 
+class TimeConv(nn.Conv1d):
+    """A depth-wise convolution along T, (B, T, P, d) → (B, T, P, d)."""
+
+    def forward(self, x_BTPd: torch.Tensor) -> torch.Tensor:
+        return convolve_over_time(x_BTPd, self.weight[:, 0], self.bias)
+
+
 class FusionAdapter(nn.Module):
     """One level: (B, T, P, d) from the level below and (B, T, P, D) from the frozen block → (B, T, P, d)."""
 
@@ -33,7 +40,7 @@ class FusionAdapter(nn.Module):
         self.project = nn.Linear(width, branch_width)
         self.gate = None if first else nn.Linear(2 * branch_width, branch_width)
         self.norm_time = nn.LayerNorm(branch_width)
-        self.time = nn.Conv1d(branch_width, branch_width, 3, padding=1, groups=branch_width)
+        self.time = TimeConv(branch_width, branch_width, 3, padding=1, groups=branch_width)
         self.norm_mlp = nn.LayerNorm(branch_width)
         self.mlp = nn.Sequential(nn.Linear(branch_width, hidden), nn.GELU(), nn.Linear(hidden, branch_width))
 
@@ -44,7 +51,7 @@ class FusionAdapter(nn.Module):
         else:
             gate = torch.sigmoid(self.gate(torch.cat((h_BTPd, u_BTPd), dim=-1)))
             h_BTPd = h_BTPd + gate * (u_BTPd - h_BTPd)
-        h_BTPd = h_BTPd + convolve_over_time(self.norm_time(h_BTPd), self.time.weight[:, 0], self.time.bias)
+        h_BTPd = h_BTPd + self.time(self.norm_time(h_BTPd))
         return h_BTPd + self.mlp(self.norm_mlp(h_BTPd))
 
 

@@ -18,19 +18,34 @@ from ..frames import convolve_over_time
 ST_SITES = ("before", "between")
 
 
+class TokenConv3d(nn.Conv3d):
+    """The depth-wise convolution over frames, rows and columns of patch tokens, (B, T, N, R) → (B, T, N, R).
+
+    What it gives for the prefix tokens is not used: they are computed along where that is cheaper than copying the
+    patches out from between them.
+    """
+
+    def __init__(self, channels: int, kernel_size: tuple[int, int, int], num_prefix_tokens: int):
+        super().__init__(channels, channels, kernel_size, padding=tuple(k // 2 for k in kernel_size), groups=channels)
+        self.num_prefix_tokens = num_prefix_tokens
+
+    def forward(self, z_BTNR: torch.Tensor) -> torch.Tensor:
+        if self.kernel_size[1:] == (1, 1):
+            return convolve_over_time(z_BTNR, self.weight.flatten(1), self.bias)
+        patches = z_BTNR[:, :, self.num_prefix_tokens :]
+        side = grid_side(patches.shape[2])
+        z_BRThw = patches.unflatten(2, (side, side)).permute(0, 4, 1, 2, 3)
+        z_BTPR = super().forward(z_BRThw).permute(0, 2, 3, 4, 1).flatten(2, 3)
+        return F.pad(z_BTPR, (0, 0, self.num_prefix_tokens, 0))
+
+
 class STAdapter(nn.Module):
     """x_patches ← x_patches + W₂ · DWConv3D(W₁ x_patches) on (M, N, D); the identity at the start."""
 
     def __init__(self, width: int, bottleneck: int, kernel_size: tuple[int, int, int], num_prefix_tokens: int):
         super().__init__()
         self.down = nn.Linear(width, bottleneck)
-        self.conv = nn.Conv3d(
-            bottleneck,
-            bottleneck,
-            kernel_size,
-            padding=tuple(k // 2 for k in kernel_size),
-            groups=bottleneck,
-        )
+        self.conv = TokenConv3d(bottleneck, kernel_size, num_prefix_tokens)
         self.up = nn.Linear(bottleneck, width)
         self.num_prefix_tokens = num_prefix_tokens
         for zero in (self.down.bias, self.conv.weight, self.conv.bias, self.up.bias):
@@ -38,23 +53,10 @@ class STAdapter(nn.Module):
 
     def forward(self, x_MND: torch.Tensor, *, num_frames: int, **_) -> torch.Tensor:
         z_MNR = self.down(x_MND.to(self.down.weight.dtype))
-        z_MNR = self.convolve(z_MNR.unflatten(0, (-1, num_frames))).flatten(0, 1)
+        z_MNR = self.conv(z_MNR.unflatten(0, (-1, num_frames))).flatten(0, 1)
         delta_MND = self.up(z_MNR).to(x_MND.dtype)
         delta_MND[:, : self.num_prefix_tokens] = 0
         return delta_MND.add_(x_MND)
-
-    def convolve(self, z_BTNR: torch.Tensor) -> torch.Tensor:
-        """The depth-wise convolution over frames, rows and columns; what it gives for the prefix tokens is not used.
-
-        They are computed along where that is cheaper than copying the patches out from between them.
-        """
-        if self.conv.kernel_size[1:] == (1, 1):
-            return convolve_over_time(z_BTNR, self.conv.weight.flatten(1), self.conv.bias)
-        patches = z_BTNR[:, :, self.num_prefix_tokens :]
-        side = grid_side(patches.shape[2])
-        z_BRThw = patches.unflatten(2, (side, side)).permute(0, 4, 1, 2, 3)
-        z_BTPR = self.conv(z_BRThw).permute(0, 2, 3, 4, 1).flatten(2, 3)
-        return F.pad(z_BTPR, (0, 0, self.num_prefix_tokens, 0))
 
 
 @dataclass
