@@ -178,7 +178,17 @@ def _views(text: str) -> tuple[int, int]:
 
 
 def _table(rows: list[Row]) -> str:
-    heads = ("tuner", "params M", "trainable M", "GMACs/clip", "merged", "views", "GMACs/video", "activations MiB", "latency s")
+    heads = (
+        "tuner",
+        "params M",
+        "trainable M",
+        "GMACs/clip",
+        "merged",
+        "views",
+        "GMACs/video",
+        "activations MiB",
+        "latency s",
+    )
     lines = [heads]
     for row in rows:
         seconds = (

@@ -20,8 +20,8 @@ def tuner_config(tuner: str, pairs: list[str]) -> I2VTunerConfig:
     names = tuner.split("+")
     if unknown := [name for name in names if name not in METHODS]:
         raise SystemExit(
-            f"--tuner {tuner}: {unknown} is not among the methods {', '.join(METHODS)}. (The training script also takes "
-            "linear_probe, full, lora and stdha+lora.)"
+            f"--tuner {tuner}: {unknown} is not among the methods {', '.join(METHODS)}. (The training script also "
+            "takes linear_probe, full, lora and stdha+lora.)"
         )
     if len(set(names)) < len(names):
         raise SystemExit(f"--tuner {tuner} names a method twice.")
