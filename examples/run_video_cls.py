@@ -426,7 +426,8 @@ def main(argv: list[str] | None = None) -> None:
     accelerator.print(
         f"{args.tuner}: {model_cost} per clip of {args.num_frames}x{preprocessing.size}x{preprocessing.size}\n"
         f"{len(train_loader.clips)} videos to train on, {len(eval_loader.clips)} to validate, {len(names)} classes; "
-        f"{batch_size} clips per step, {max_train_steps} steps"
+        f"{batch_size} clips per step, {max_train_steps} steps\n"
+        f"evaluation: {eval_loader.clips.view_plan()}"
     )
 
     uploads = None

@@ -78,6 +78,8 @@ def main(argv: list[str] | None = None) -> Trainer:
         compute_metrics=compute_metrics,
         optimizers=(build_optimizer(args, model), None),
     )
+    if trainer.is_world_process_zero():
+        print(f"evaluation: {eval_clips.view_plan()}")
     trainer.train(resume_from_checkpoint=str(args.resume_from_checkpoint) if args.resume_from_checkpoint else None)
     metrics = trainer.evaluate()
     folder = args.output_dir / "adapter"

@@ -77,7 +77,10 @@ def test_everything_at_once(script, arguments, tmp_path, capsys):
     }
     script.main(command_line(arguments | options))
     run = tmp_path / "run"
-    assert "8 videos to train on, 4 to validate, 2 classes; 4 clips per step, 6 steps" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "8 videos to train on, 4 to validate, 2 classes; 4 clips per step, 6 steps" in printed
+    plan = "evaluation: 4 frames of stride 1 × 2 clips × 3 crops = 6 forward passes per video"
+    assert printed.count(plan) == printed.count("forward passes") == 1
     assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]  # 2 steps an epoch
 
     saved = load_file(run / "adapter" / "adapter_model.safetensors")
@@ -242,7 +245,7 @@ def test_another_base_is_refused(script, arguments, tmp_path):
 # -------------------------------------------------------------------------------------- transformers.Trainer
 
 
-def test_trainer_is_in_step(script, arguments, tmp_path):
+def test_trainer_is_in_step(script, arguments, tmp_path, capsys):
     """All videos in one batch, whose order then does not matter: the same losses, step by step."""
     options = {
         "per_device_train_batch_size": 12,
@@ -264,6 +267,7 @@ def test_trainer_is_in_step(script, arguments, tmp_path):
 
     other = arguments | options | {"output_dir": tmp_path / "trainer", "with_tracking": None}
     trainer = load_script("run_video_cls_trainer").main(command_line(other))
+    assert "4 frames over the video × 1 clips × 1 crops = 1 forward passes per video" in capsys.readouterr().out
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses == pytest.approx(expected, abs=1e-4)  # the Trainer rounds to 4 digits
     results = [json.loads((tmp_path / n / "all_results.json").read_text()) for n in ("run", "trainer")]

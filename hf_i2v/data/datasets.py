@@ -6,6 +6,7 @@ Shape suffixes: B clip, T frame, C channel, H height, W width.
 import bisect
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -162,13 +163,12 @@ class VideoClips(torch.utils.data.Dataset):
         return frames_TCHW
 
     def view_plan(self) -> str:
-        """What evaluating a video takes, in words; the first video is decoded for it."""
-        views = self[0]["pixel_values"]
-        num_views = 1 if views.ndim == 4 else len(views)
+        """What evaluating a video takes, in words."""
+        num_crops = math.prod(getattr(part, "num_crops", 1) for part in self._uint8_parts)
         spread = "over the video" if self.frame_stride is None else f"of stride {self.frame_stride}"
         return (
-            f"{self.num_frames} frames {spread} × {self.num_clips} clips × {num_views // self.num_clips} crops = "
-            f"{num_views} forward passes per video"
+            f"{self.num_frames} frames {spread} × {self.num_clips} clips × {num_crops} crops = "
+            f"{self.num_clips * num_crops} forward passes per video"
         )
 
     def _sample(self, num_video_frames: int, generator: torch.Generator | None) -> list[list[int]]:

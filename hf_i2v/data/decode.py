@@ -349,6 +349,6 @@ def _open(source: VideoSource, name: str) -> tuple[av.container.InputContainer, 
     if size == 0:
         raise VideoDecodeError(f"{name}: the file is empty (0 bytes)")
     try:
-        return av.open(file), size
+        return av.open(file, metadata_errors="ignore"), size  # titles may be in any encoding
     except (av.error.FFmpegError, OSError) as error:
         raise VideoDecodeError(f"{name}: not a video file, or a damaged one ({error.strerror})") from error

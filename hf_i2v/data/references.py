@@ -87,8 +87,7 @@ def tar_references(shards: list[tuple[str, str]], video_column_name: str, label_
                     members = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
             except tarfile.TarError as error:
                 raise ValueError(f"{shard}: not an uncompressed tar file, or a torn one ({error})") from error
-            if members and sum(members[-1][1:]) > filesystem.size(path):
-                raise ValueError(f"{shard}: the tar file is torn, it ends within {members[-1][0]}")
+            _check_end_of_tar(file, tar.offset, shard, members[-1][0] if members else "nothing")
             for name, offset, size in [*members, ("", 0, 0)]:
                 folder, _, base = name.rpartition("/")
                 stem, _, suffix = base.partition(".")
@@ -107,6 +106,20 @@ def tar_references(shards: list[tuple[str, str]], video_column_name: str, label_
                 if stem:  # hidden files are none of the samples'
                     sample_key = key
                     sample[suffix.lower()] = (name, offset, size)
+
+
+def _check_end_of_tar(file, end: int, shard: str, last: str) -> None:
+    """`tarfile` takes a damaged header, or the end of the file, for the end of the archive and says nothing."""
+    file.seek(end)
+    if len(block := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+        raise ValueError(f"{shard}: the tar file is torn, it ends behind byte {end} without an end, after {last}")
+    while block:
+        if block.strip(b"\0"):
+            raise ValueError(
+                f"{shard}: damaged, or several tar files in one: what stands at byte {end}, after {last}, is neither "
+                "a header nor the end of the archive; make the shard anew"
+            )
+        block = file.read(_HEADER_BLOCK)
 
 
 def _tar_label(file, sample: dict[str, tuple[str, int, int]], name: str) -> str | None:

@@ -229,7 +229,10 @@ def test_views(path, frame_stride):
         assert torch.equal(views[3 * number : 3 * number + 3], one[:, clip_indices])
     batch = next(iter(ClipLoader(clips, batch_size=2)))
     assert batch["pixel_values"].shape == (2, 6, 2, 3, 16, 16)
-    assert clips.view_plan().endswith("× 2 clips × 3 crops = 6 forward passes per video")
+    missing = make_clips(  # the plan is known before a video is read
+        "nowhere.mp4", train=False, num_clips=2, frame_stride=frame_stride, transform=clips.transform
+    )
+    assert missing.view_plan().endswith("× 2 clips × 3 crops = 6 forward passes per video")
 
 
 def test_identical_clips_are_said(path, caplog):

@@ -57,31 +57,69 @@ def versions(request, tmp_path_factory, write_video, write_audio):
     if b"stsz" not in content:
         content += b"stsz mvhd" + bytes(40)  # only for the slicing above, behind the end
     rest = {name: v for name, v in damaged_versions(content, audio).items() if name not in boxes}
+    rest["whole"] = whole.read_bytes()
     return decode_frames(whole, range(NUM_FRAMES)), rest | (damaged if request.param == "mp4" else {})
 
 
 def test_damaged_files(tmp_path, versions):
-    """Either an error that names the file, or a clip of the right shape; what is not said to be damaged is right."""
+    """Either an error that names the file, or a clip; of a truncated file all its frames, the last ones perhaps without
+    B-frames between them, and of a damaged one frames of the video but for damage that is a valid bitstream by chance.
+    """
     whole_TCHW, files = versions
-    outcomes = {}
+    number_of = {frame_CHW.numpy().tobytes(): number for number, frame_CHW in enumerate(whole_TCHW)}
+    assert len(number_of) == NUM_FRAMES
+    outcomes, wrong = {}, []
     for name, content in files.items():
         path = tmp_path / f"{name.replace(' ', '_')}.mp4"
         path.write_bytes(content)
         try:
             with VideoReader(path) as video:
                 indices = uniform_indices(num_video_frames=video.num_frames, num_frames=8)
+                if name.startswith("truncated"):
+                    indices = range(video.num_frames)
                 frames_TCHW = video.frames(indices)
         except VideoDecodeError as error:
             assert path.name in str(error)
             outcomes[name] = "error"
             continue
-        assert frames_TCHW.shape[:2] == (8, 3)
+        assert frames_TCHW.shape[:2] == (len(indices), 3)
         outcomes[name] = "clip"
-        if name.startswith("truncated") and video.num_frames > 8:
-            assert np.array_equal(frames_TCHW[0].numpy(), whole_TCHW[indices[0]].numpy())
+        numbers = [number_of.get(frame_CHW.numpy().tobytes()) for frame_CHW in frames_TCHW]
+        if name.startswith("truncated"):
+            assert None not in numbers and numbers == sorted(set(numbers)), name
+            assert numbers[:-2] == list(range(len(numbers)))[:-2], name
+        wrong += [name] if None in numbers else []
+    assert all(name.startswith("flipped") for name in wrong), wrong
     for name in ("empty", "renamed text", "audio only", "zeros", "random bytes"):
         assert outcomes[name] == "error", name
     assert "clip" in outcomes.values()
+
+
+def test_damaged_headers(tmp_path, versions):
+    """Bytes of the first 3 kB overwritten, which for mp4 is all of its tables: nothing but a `VideoDecodeError`."""
+    _, files = versions
+    path = tmp_path / "damaged.mp4"
+    for seed in range(100):
+        draw = random.Random(seed)
+        content = bytearray(files["whole"])
+        for _ in range(draw.randrange(1, 20)):
+            content[draw.randrange(min(3000, len(content)))] = draw.randrange(256)
+        path.write_bytes(content)
+        try:
+            with VideoReader(path) as video:
+                assert len(video.frames([0, video.num_frames - 1])) == 2
+        except VideoDecodeError as error:
+            assert path.name in str(error)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_a_title_that_is_not_utf_8(tmp_path, write_video, suffix):
+    path = write_video(tmp_path / f"clip.{suffix}", num_frames=5, title="Caf\u00e9")
+    content = path.read_bytes()
+    assert "Caf\u00e9".encode() in content
+    path.write_bytes(content.replace("Caf\u00e9".encode(), "Caf\u00e9s".encode("latin-1")))
+    with VideoReader(path) as video:
+        assert len(video.frames([0, 4])) == 2
 
 
 def test_length_that_the_header_lies_about(tmp_path, write_video):

@@ -221,6 +221,20 @@ def test_torn_and_odd_tars(files, tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="torn"):
         load_videos(train_dir=path.parent)
+    write_tar(path, files)
+    with tarfile.open(path) as tar:
+        headers = [member.offset for member in tar]
+    for header in headers[2], headers[-1]:
+        for cut in (header, header + 200):  # `tarfile` takes both for the end of the archive
+            path.write_bytes(whole[:cut])
+            with pytest.raises(ValueError, match=rf"a\.tar: the tar file is torn, .*byte {header} "):
+                load_videos(train_dir=path.parent)
+        path.write_bytes(whole[: header + 9] + b"\xff" + whole[header + 10 :])
+        with pytest.raises(ValueError, match=rf"a\.tar: damaged, .* stands at byte {header}, after a/000"):
+            load_videos(train_dir=path.parent)
+    path.write_bytes(whole + whole)
+    with pytest.raises(ValueError, match=r"several tar files in one"):
+        load_videos(train_dir=path.parent)
     write_tar(path, files, label_file="txt")
     with pytest.raises(ValueError, match=r"has no label in \.label, \.json \('label'\) or \.cls"):
         load_videos(train_dir=path.parent)
