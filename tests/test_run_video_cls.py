@@ -274,5 +274,6 @@ def test_trainer_is_in_step(script, arguments, tmp_path, capsys):
     for name in ("eval_accuracy", "eval_top5_accuracy", "eval_mean_class_accuracy"):
         assert results[0][name] == results[1][name]
     assert (tmp_path / "trainer" / "adapter" / "adapter_model.safetensors").exists()
-    with pytest.raises(SystemExit, match="--ema_decay"):
-        load_script("run_video_cls_trainer").main(command_line(other | {"ema_decay": 0.9}))
+    for option, value in (("ema_decay", 0.9), ("on_bad_video", "skip"), ("max_bad_fraction", 0.1)):
+        with pytest.raises(SystemExit, match=f"--{option}.*only with run_video_cls.py"):
+            load_script("run_video_cls_trainer").main(command_line(other | {option: value}))

@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from .decode import VideoDecodeError
 from .references import Backend, open_video, version
-from .sampling import ShortVideoPolicy, dense_indices, uniform_clips, uniform_indices
+from .sampling import ShortVideoError, ShortVideoPolicy, dense_indices, uniform_clips, uniform_indices
 from .transforms import Compose, Normalize, RandomHorizontalFlip, Transform
 
 logger = logging.getLogger(__name__)
@@ -125,15 +125,18 @@ class VideoClips(torch.utils.data.Dataset):
         With several views, clips × crops, `pixel_values` are (V, T, C, H, W), the crops of a clip next to each other.
 
         Raises:
-            VideoDecodeError: the video cannot be read.
+            VideoDecodeError: the video cannot be read, or is too short under the policy "error".
         """
         row = self.dataset[index]
         generator = seeded_generator(self.seed, epoch, index) if self.train else None
         with open_video(row, self.backend) as reader:
             first, num_video_frames = 0, reader.num_frames
             if row.get("start") is not None or row.get("end") is not None:
-                first, num_video_frames = _frames_between(reader, row["start"], row["end"])
-            clips = self._sample(num_video_frames, generator)
+                first, num_video_frames = frames_between(reader, row["start"], row["end"])
+            try:
+                clips = self._sample(num_video_frames, generator)
+            except ShortVideoError as error:
+                raise VideoDecodeError(f"{reader.name}: {error}") from error
             frames_TCHW = reader.frames([first + index for clip in clips for index in clip])
         if self.num_clips > 1 and len({tuple(clip) for clip in clips}) < self.num_clips and not self._said_identical:
             self._said_identical = True
@@ -214,7 +217,7 @@ def _flipped_labels(
     return flip, {number[here]: number[there] for here, there in pairs.items()}
 
 
-def _frames_between(reader, start: float | None, end: float | None) -> tuple[int, int]:
+def frames_between(reader, start: float | None, end: float | None) -> tuple[int, int]:
     """First frame and number of frames of the part of a video in the half-open range of seconds."""
     times = reader.times()
     first = bisect.bisect_left(times, start or 0.0)

@@ -237,7 +237,12 @@ class VideoReader:
             if frame.is_corrupt:  # later frames may be predicted from it, and FFmpeg does not mark those
                 raise VideoDecodeError(f"{self.name}: frame {number} is damaged")
             if number == wanted[len(frames_HWC)]:
-                frames_HWC.append(self._to_rgb(frame, short_side))
+                try:
+                    frames_HWC.append(self._to_rgb(frame, short_side))
+                except av.error.FFmpegError as error:
+                    raise VideoDecodeError(
+                        f"{self.name}: frame {number} cannot be converted ({error.strerror})"
+                    ) from error
                 if len(frames_HWC) == len(wanted):
                     return frames_HWC
         raise VideoDecodeError(

@@ -41,6 +41,16 @@ class FrameFolder:
     def __exit__(self, *exception) -> None:
         pass
 
+    def times(self) -> list[float]:
+        """Nobody knows: pictures have no time stamps.
+
+        Raises:
+            VideoDecodeError: always.
+        """
+        raise VideoDecodeError(
+            f"{self.name}: a folder of frames has no time stamps, so that start and end mean nothing"
+        )
+
     def frames(self, indices: Sequence[int]) -> torch.Tensor:
         """The frames of these numbers, uint8 RGB (T, C, H, W).
 
@@ -56,7 +66,7 @@ class FrameFolder:
             try:
                 with Image.open(self._files[index]) as picture:
                     pictures[index] = np.asarray(picture.convert("RGB"))
-            except OSError as error:
+            except Exception as error:  # Pillow's readers raise whatever they stumble over, also ValueError and others
                 raise VideoDecodeError(f"{self._files[index]}: not a picture, or a damaged one ({error})") from error
         if len({picture.shape for picture in pictures.values()}) > 1:
             sizes = sorted({picture.shape[:2] for picture in pictures.values()})

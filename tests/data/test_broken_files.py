@@ -62,9 +62,8 @@ def versions(request, tmp_path_factory, write_video, write_audio):
 
 
 def test_damaged_files(tmp_path, versions):
-    """Either an error that names the file, or a clip; of a truncated file all its frames, the last ones perhaps without
-    B-frames between them, and of a damaged one frames of the video but for damage that is a valid bitstream by chance.
-    """
+    """Either an error that names the file, or a clip: of a truncated file its first frames (the last may lack B-frames
+    before it), of a damaged one frames of the whole one, but for flipped bits that are a valid bitstream by chance."""
     whole_TCHW, files = versions
     number_of = {frame_CHW.numpy().tobytes(): number for number, frame_CHW in enumerate(whole_TCHW)}
     assert len(number_of) == NUM_FRAMES
@@ -120,6 +119,17 @@ def test_a_title_that_is_not_utf_8(tmp_path, write_video, suffix):
     path.write_bytes(content.replace("Caf\u00e9".encode(), "Caf\u00e9s".encode("latin-1")))
     with VideoReader(path) as video:
         assert len(video.frames([0, 4])) == 2
+
+
+def test_frames_that_cannot_be_converted(tmp_path, write_video, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", num_frames=5)
+
+    def fails(*args):
+        raise av.error.InvalidDataError(1, "odd pixels")
+
+    monkeypatch.setattr(VideoReader, "_to_rgb", fails)
+    with pytest.raises(VideoDecodeError, match=r"clip\.mp4: frame 2 cannot be converted \(odd pixels\)"):
+        decode_frames(path, [2])
 
 
 def test_length_that_the_header_lies_about(tmp_path, write_video):
