@@ -5,8 +5,8 @@
 
 Options, model, optimiser and clips are those of run_video_cls.py. What the Trainer does its own way: its checkpoints
 (`--resume_from_checkpoint` takes one) read the data again up to where they were, the last incomplete batch of an epoch
-is trained on, evaluation is of one view, an unreadable video stops it, and mixup, cutmix and the averaging of weights are
-left to run_video_cls.py.
+is trained on, evaluation is of one view, an unreadable video stops it, and mixup, cutmix and the averaging of weights
+are left to run_video_cls.py.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -200,6 +201,41 @@ print(after[0] - before[0], after[1] - before[1])
     assert grown_kib < 8 * 1024 and more_files == 0
 
 
+def test_check_videos_goes_on(tmp_path, write_video, monkeypatch):
+    """After videos that kill the process, raise what nobody expects, or have nothing between start and end."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    check_videos = importlib.import_module("check_videos")
+    paths = [write_video(tmp_path / f"{i}.mp4", num_frames=5) for i in range(12)]  # of half a second
+    lines = [f"{path},run,{9 if i == 7 else 0},{19 if i == 7 else 0.3}" for i, path in enumerate(paths)]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    open_video = check_videos.open_video
+
+    def opened(row):
+        if row["video"]["path"] in (str(paths[3]), str(paths[8])):
+            os._exit(1)
+        if row["video"]["path"] == str(paths[5]):
+            raise MemoryError("too large")
+        video = open_video(row)
+        frames = video.frames
+        video.frames = lambda numbers: (
+            frames(numbers) if max(numbers) < 3 else 1 / 0
+        )  # three frames begin before 0.3 s
+        return video
+
+    monkeypatch.setattr(check_videos, "open_video", opened)
+    output = tmp_path / "bad.jsonl"
+    arguments = ["--train_file", tmp_path / "list.csv", "--output_file", output, "--num_workers", 2]
+    assert check_videos.main([str(argument) for argument in arguments]) == 1
+    reasons = {bad["id"]: bad["reason"] for bad in map(json.loads, output.read_text().splitlines())}
+    killed = "decoding it kills the process"
+    assert reasons == {
+        3: f"{paths[3]}: {killed}",
+        5: f"{paths[5]}: MemoryError: too large",
+        7: f"{paths[7]}: no frame between 9.0 and 19.0 seconds, the last one is shown at 0.40",
+        8: f"{paths[8]}: {killed}",
+    }
+
+
 def test_check_videos(tmp_path, write_video, monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
@@ -222,5 +258,6 @@ def test_check_videos(tmp_path, write_video, monkeypatch, capsys):
     assert check_videos.main([*arguments, "--all_frames"]) == 1
     assert "train: 2 of 6 videos cannot be used (33.33 %)" in capsys.readouterr().out
     listed = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    listed.sort(key=lambda bad: bad["id"])  # they are written as they are found
     assert [bad["id"] for bad in listed] == [1, 5]
     assert listed[0]["path"].endswith("run/1.mp4") and "not a video file" in listed[0]["reason"]
