@@ -535,7 +535,7 @@ def card_facts(args, predictions, train_loader: ClipLoader, eval_loader: ClipLoa
         fingerprint=dataset_fingerprint(files, os.path.commonpath(files)) if are_files else None,
         num_train_videos=len(files),
         num_eval_videos=num_eval_videos,
-        failures=num_eval_videos - metrics.pop("num_videos") + len(train_loader.failures),
+        failures=num_eval_videos - metrics.pop("num_videos") + train_loader.num_bad_videos(),
         metrics=metrics,
         view_protocol=f"{args.eval_views} (clips x crops) of {args.num_frames} frames",
         arguments={key: value for key, value in resolved.items() if key != "labels"},

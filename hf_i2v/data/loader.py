@@ -186,6 +186,11 @@ class ClipLoader:
         """The videos that this rank could not read: `id`, `path`, `reason`, `epoch` and `train` of each failure."""
         return self._log.failures
 
+    def num_bad_videos(self) -> int:
+        """How many videos could not be read, over all ranks and epochs: those in `bad_videos_file`, which a run that
+        goes on adds to, or without a file those of this rank since it started."""
+        return self._log.num_bad_videos()
+
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next iteration goes through; without it, iterations count up by themselves. Setting the
         epoch that a loaded state is in leaves its place in it alone."""
@@ -195,11 +200,13 @@ class ClipLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self._sampler.keys = self._keys()
         self._taken, self._start = self._start, 0  # another iteration, after this one was left, starts anew
-        for batch in self._loader:
-            self._taken = min(self._taken + self.batch_size * self.world_size, len(self.clips))
-            self._log.record(batch.pop("failures"))
-            yield self._finished(batch)
-        self._log.report(self.epoch)
+        try:
+            for batch in self._loader:
+                self._taken = min(self._taken + self.batch_size * self.world_size, len(self.clips))
+                self._log.record(batch.pop("failures"))
+                yield self._finished(batch)
+        finally:  # also when the loop over the batches is left, as after the last step of a training
+            self._log.report(self.epoch)
         self.epoch, self._start, self._taken = self.epoch + 1, 0, 0
 
     def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -294,7 +301,8 @@ class _Batches(Dataset):
             item = None if is_padding else self._item(index, key.epoch, failures, substitute=False)
             items.append({"ids": index, "is_padding": item is None, **(item or {})})
         if all(item["is_padding"] for item in items):  # then one of them must lend the others its shape
-            items[0] |= self._item(key.indices[0], key.epoch, failures, substitute=True)
+            tried = list(failures)  # whose turn is not now counts when it is
+            items[0] |= self._item(key.indices[0], key.epoch, tried, substitute=True)
         filled = next(item for item in items if "pixel_values" in item)
         items = [{**filled, **item} for item in items]
         batch = collate(items)
@@ -310,6 +318,8 @@ class _Batches(Dataset):
         substitute = substitute or self.on_bad_video == "substitute"
         for attempt in range(min(_MAX_SUBSTITUTES + 1, len(self.clips))):
             candidate = (index + attempt) % len(self.clips)
+            if any(failure["id"] == candidate for failure in failures):  # counted and known to be bad in this batch
+                continue
             try:
                 return {"ids": candidate, **self.clips.clip(candidate, epoch=epoch, normalize=False)}
             except VideoDecodeError as error:

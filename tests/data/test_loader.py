@@ -195,21 +195,44 @@ def test_a_bad_video_is_substituted_in_training(paths, tmp_path, caplog):
     for num_workers in (0, 2):
         loader = ClipLoader(clips, **options, num_workers=num_workers)
         assert sorted(real_ids(loader)) == [0, 1, 2, 3, 6, 6, 6, 7, 8, 9, 10]  # the next good one, under its own label
-        assert [failure["id"] for failure in loader.failures] == [4, 5, 5]
-    assert "epoch 0: 3 failures to read a video, listed in" in caplog.text
+        assert [failure["id"] for failure in loader.failures] == [4, 5]  # 5 was known by then
+    assert caplog.text.count("training, epoch 0: 2 failures to read a video, listed in") == 2
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(lines) == 6 and lines[0]["path"].endswith("broken.mp4") and "not a video file" in lines[0]["reason"]
+    assert len(lines) == 4 and lines[0]["path"].endswith("broken.mp4") and "not a video file" in lines[0]["reason"]
 
 
-def test_bad_videos_are_left_out_of_evaluation(paths, tmp_path):
+def test_bad_videos_are_left_out_of_evaluation(paths, tmp_path, caplog):
     clips = make_clips(with_broken(paths, tmp_path, {0, 1, 10}), train=False)
     loader = ClipLoader(clips, batch_size=2, max_bad_fraction=0.3)
     batches = list(loader)
     assert len(batches) == len(loader) and batches[0]["is_padding"].all()
+    assert [failure["id"] for failure in loader.failures] == [0, 1, 10]  # also where another lends its pixels
+    assert "evaluation, epoch 0: 3 failures to read a video" in caplog.text
     assert [i for b in batches for i in b["ids"][~b["is_padding"]].tolist()] == list(range(2, 10))
     for batch in batches:  # labels go with the pixels
         for pixels_TCHW, label in zip(batch["pixel_values"], batch["labels"], strict=True):
             assert torch.equal(pixels_TCHW, clips.clip(int(label), epoch=0)["pixel_values"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_that_is_left_is_reported(paths, tmp_path, caplog, num_workers):
+    clips = make_clips(with_broken(paths, tmp_path, {1}))
+    for _ in ClipLoader(clips, batch_size=2, max_bad_fraction=0.1, num_workers=num_workers):
+        break  # as a training does after its last step
+    assert caplog.text.count("training, epoch 0: 1 failures to read a video") == 1
+
+
+def test_bad_videos_of_all_ranks_and_epochs_count_once(paths, tmp_path):
+    options = {"batch_size": 2, "max_bad_fraction": 0.3, "bad_videos_file": tmp_path / "bad.jsonl", "world_size": 2}
+    for broken in ({2, 3}, {3, 4}):  # the second time as a run that goes on, where 2 is repaired
+        clips = make_clips(with_broken(paths, tmp_path, broken))
+        loaders = [ClipLoader(clips, **options, rank=rank) for rank in range(2)]
+        for _ in range(2):
+            for loader in loaders:
+                list(loader)
+    assert [loader.num_bad_videos() for loader in loaders] == [3, 3]
+    evaluation = ClipLoader(make_clips(paths, train=False), **options)
+    assert evaluation.num_bad_videos() == 0 == ClipLoader(clips, batch_size=2).num_bad_videos()
 
 
 def test_bad_videos_raise_when_asked(paths, tmp_path):
