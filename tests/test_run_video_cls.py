@@ -70,11 +70,14 @@ def test_everything_at_once(script, arguments, tmp_path, capsys):
         "mixed_precision": "bf16",
         "gradient_checkpointing": True,
         "eval_views": "2x3",
+        "flip": 0.5,
+        "flip_labels": tmp_path / "flip.json",
         "eval_steps": 3,
         "with_tracking": True,
         "logging_steps": 2,
         "checkpointing_steps": "epoch",
     }
+    (tmp_path / "flip.json").write_text('{"dark": "dark"}')
     script.main(command_line(arguments | options))
     run = tmp_path / "run"
     printed = capsys.readouterr().out
@@ -106,7 +109,9 @@ def test_everything_at_once(script, arguments, tmp_path, capsys):
     assert Image.open(run / "confusion_matrix.png").size[0] > 48
     config = (run / "adapter" / "training_config.yaml").read_text()
     assert yaml.safe_load(config)["head_learning_rate"] == 0.5
-    assert str(tmp_path) not in config and str(arguments["train_dir"]) not in config
+    assert yaml.safe_load(config)["flip_labels"] == {"dark": "dark"}  # and not where the file lies
+    for place in (tmp_path, arguments["train_dir"], arguments["model_name_or_path"]):
+        assert str(place) not in config
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora", "stdha+lora", "st_adapter+inti"])
@@ -172,6 +177,8 @@ def test_push_to_hub(script, arguments, tmp_path, monkeypatch):
     with HubServer() as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
         options = {"push_to_hub": True, "hub_model_id": "tester/digits", "hub_token": TOKEN, "checkpointing_steps": 2}
+        options["flip_labels"] = tmp_path / "flip.json"
+        options["flip_labels"].write_text('{"light": "light"}')
         script.main(command_line(arguments | options))
         files = server.repositories["tester/digits"].files
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= files.keys()
@@ -179,6 +186,7 @@ def test_push_to_hub(script, arguments, tmp_path, monkeypatch):
     card = files["README.md"].decode()
     assert "1x1 (clips x crops) of 4 frames" in card and "videos to train on: 12" in card
     everything = b"".join(content for name, content in files.items() if not name.endswith(".safetensors"))
+    assert b"light: light" in files["training_config.yaml"]
     for secret in (TOKEN, str(tmp_path), str(arguments["model_name_or_path"])):
         assert secret.encode() not in everything
     assert not [p for p in (tmp_path / "run").rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
@@ -212,6 +220,13 @@ def test_labels_that_differ_are_refused(script, arguments, tmp_path):
 def test_clips_shorter_than_an_offset_are_refused(script, arguments):
     with pytest.raises(ValueError, match=r"time_offsets has \[-4\], but in a clip of num_frames=4"):
         script.main(command_line(arguments | {"tuner_config": ["time_offsets=[-4, 1]"]}))
+
+
+def test_flip_labels_that_are_no_pairs_are_refused(script, arguments, tmp_path, capsys):
+    (tmp_path / "flip.json").write_text('["left", "right"]')
+    with pytest.raises(SystemExit):
+        script.main(command_line(arguments | {"flip_labels": tmp_path / "flip.json"}))
+    assert "flip.json holds ['left', 'right'], expected {class: class}" in capsys.readouterr().err
 
 
 def test_a_stream_without_an_end_is_refused(script, arguments, capsys):

@@ -22,7 +22,11 @@ from .transforms import Compose, Normalize, RandomHorizontalFlip, Transform
 
 logger = logging.getLogger(__name__)
 
-_SIDES = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+_SIDES = re.compile(r"left|right", re.IGNORECASE)  # also in "leftwards", "turnright"
+_NO_SIDES = re.compile(  # words that mean no side
+    r"(?<![a-z])((al|b|birth|copy|f|forth|out|sp|up|(cart|mill|play|ship|wheel)?w)right|right(eous|ful)|cleft|leftover)",
+    re.IGNORECASE,
+)
 _CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
@@ -44,7 +48,8 @@ class VideoClips(torch.utils.data.Dataset):
             apart (`dense_indices`).
         num_clips: clips per video, for testing.
         flip_labels: pairs of class names that a horizontal flip swaps, e.g. {"Pushing left": "Pushing right"}. Without
-            it, where names have the words left or right, clips are not flipped, and a warning says so.
+            it, where names have left or right in them ("leftwards", not "bright"), clips are not flipped, which a
+            warning says.
         backend: who decodes: "pyav", or "torchcodec" where that is installed.
 
     Raises:
@@ -200,7 +205,7 @@ def _flipped_labels(
     """The flip, or None where it would make labels wrong, and what the labels that change become."""
     feature = dataset.features["label"]
     names = feature.names if isinstance(feature, ClassLabel) else []
-    sided = [name for name in names if _SIDES.search(_CAMEL_CASE.sub(" ", name))]
+    sided = [name for name in names if _SIDES.search(_NO_SIDES.sub("", _CAMEL_CASE.sub(" ", name)))]
     if pairs is None and sided:
         logger.warning(
             "clips are not flipped: %s classes speak of left or right (%s); give flip_labels to flip them",

@@ -8,6 +8,7 @@ state is (epoch, samples taken), and resuming costs nothing, also with another n
     rank       0 1 0 1 | 0 1 0 1 | 0 1          drop_last: the third step is left out
 """
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from .datasets import VideoClips, collate, seeded_generator
 from .decode import VideoDecodeError
 from .failures import FailureLog, OnBadVideo
 from .mixing import Mix
+
+logger = logging.getLogger(__name__)
 
 # Substitutes tried for one bad video; more in a row means that something else is wrong.
 _MAX_SUBSTITUTES = 32
@@ -165,6 +168,14 @@ class ClipLoader:
         )
         if on_bad_video is None:
             on_bad_video = "substitute" if clips.train else "skip"
+        readers = world_size * max(1, num_workers)
+        columns = clips.dataset.column_names
+        if rank == 0 and readers > 1 and "row_group" in columns and clips.dataset[0]["row_group"] is not None:
+            logger.warning(
+                "parquet: a row group is read whole, and its videos are dealt out to %s processes, each of which may read "
+                "it; tar shards are read video by video",
+                readers,
+            )
         self._sampler = _Keys()
         self._loader = DataLoader(
             _Batches(clips, on_bad_video),

@@ -195,7 +195,9 @@ def test_flips_swap_labels(path):
     assert not torch.equal(mirrored[0]["pixel_values"], straight[0]["pixel_values"])
 
 
-@pytest.mark.parametrize("name", ["moves_left", "Turn Right", "swipeLeft"])
+@pytest.mark.parametrize(
+    "name", ["moves_left", "Turn Right", "swipeLeft", "leftwards", "turnleft", "Rightward", "lefthand", "clubRight"]
+)
 def test_no_flips_where_left_and_right_matter(path, name, caplog):
     clips = make_clips(path, ("up", name), transform=train_transform(**LOOK, flip=1.0, scale=(1, 1)))
     assert f"clips are not flipped: 1 classes speak of left or right ({name})" in caplog.text
@@ -207,6 +209,16 @@ def test_no_flips_where_left_and_right_matter(path, name, caplog):
     ]
     unflipped, flipped = (clips[0]["pixel_values"] for clips in means)
     assert not torch.equal(unflipped, flipped)  # "bright" has no side
+
+
+def test_words_that_hold_left_or_right_and_mean_neither(path, caplog):
+    names = ("bright_light", "sit upright", "copyright", "Frighten", "playwright", "cleft", "OutrightWin", "righteous")
+    flipped = train_transform(**LOOK, flip=1.0, scale=(1, 1))
+    straight = make_clips(path, names, transform=train_transform(**LOOK, flip=0, scale=(1, 1)))
+    assert torch.equal(
+        make_clips(path, names, transform=flipped)[0]["pixel_values"], straight[0]["pixel_values"].flip(-1)
+    )
+    assert "not flipped" not in caplog.text
 
 
 def test_unusable_flip_labels(path):

@@ -416,7 +416,7 @@ def test_a_changed_shard_is_indexed_again(files, tmp_path):
 
 @pytest.mark.parametrize("world_size", [1, 4])
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_fewer_and_uneven_shards(files, tmp_path, kind, world_size):
+def test_fewer_and_uneven_shards(files, tmp_path, kind, world_size, caplog):
     """Each sample is read once over all ranks and workers, and every rank has as many batches."""
     write = write_tar if kind == "tar" else write_parquet
     write(tmp_path / "shards" / f"a.{kind}", files[:5])
@@ -428,6 +428,7 @@ def test_fewer_and_uneven_shards(files, tmp_path, kind, world_size):
         )
         for r in range(world_size)
     ]
+    assert caplog.text.count(f"dealt out to {2 * world_size} processes") == (kind == "parquet")
     batches = [list(loader) for loader in loaders]
     assert len({len(rank) for rank in batches}) == 1
     ids = [i for rank in batches for batch in rank for i in batch["ids"][~batch["is_padding"]].tolist()]
