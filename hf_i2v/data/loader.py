@@ -172,8 +172,8 @@ class ClipLoader:
         columns = clips.dataset.column_names
         if rank == 0 and readers > 1 and "row_group" in columns and clips.dataset[0]["row_group"] is not None:
             logger.warning(
-                "parquet: a row group is read whole, and its videos are dealt out to %s processes, each of which may read "
-                "it; tar shards are read video by video",
+                "parquet: a row group is read whole, and its videos are dealt out to %s processes, each of which may "
+                "read it; tar shards are read video by video",
                 readers,
             )
         self._sampler = _Keys()
