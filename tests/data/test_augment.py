@@ -20,7 +20,7 @@ from hf_i2v.data import (
     eval_transform,
     train_transform,
 )
-from hf_i2v.data.augment import _OPERATIONS, _from_tall, _to_tall
+from hf_i2v.data.augment import _OPERATIONS, _brightness, _contrast, _from_tall, _to_tall
 
 LOOK = {"size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
@@ -87,6 +87,14 @@ def test_rand_augment_operations():
     mild = RandAugment(num_ops=1, magnitude=0, magnitude_std=0)
     moved = [(mild(frames_TCHW, generator(seed)).int() - frames_TCHW.int()).abs().max() for seed in range(60)]
     assert sum(value <= 1 for value in moved) > 40  # at no strength only autocontrast and equalize do anything
+
+
+@pytest.mark.parametrize("factor", [0, 0.4, 0.999, 1, 1.37, 2])
+def test_brightness_and_contrast_are_pillows(factor):
+    """A table of levels gives its pixels, to the bit."""
+    tall = _to_tall(clip())
+    assert _brightness(tall, factor).tobytes() == ImageEnhance.Brightness(tall).enhance(factor).tobytes()
+    assert _contrast(tall, factor).tobytes() == ImageEnhance.Contrast(tall).enhance(factor).tobytes()
 
 
 def test_color_jitter():
