@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,7 +171,7 @@ def test_few_shot_is_seeded(script, place):
         drawn(8, 0)
 
 
-def test_push_to_hub(script, arguments, tmp_path, monkeypatch):
+def test_push_to_hub(script, arguments, tmp_path, monkeypatch, caplog):
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "hub"))
     from hub_server import TOKEN, HubServer
 
@@ -177,6 +180,14 @@ def test_push_to_hub(script, arguments, tmp_path, monkeypatch):
     with HubServer() as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
         options = {"push_to_hub": True, "hub_model_id": "tester/digits", "hub_token": TOKEN, "checkpointing_steps": 2}
+        bad = Path(shutil.copytree(arguments["train_dir"], tmp_path / "train")) / "dark/1.mp4"
+        bad.write_bytes(b"torn")  # in both epochs of 3 steps
+        options |= {
+            "train_dir": tmp_path / "train",
+            "max_bad_fraction": 0.2,
+            "max_train_steps": 6,
+            "checkpointing_steps": 6,
+        }
         options["flip_labels"] = tmp_path / "flip.json"
         options["flip_labels"].write_text('{"light": "light"}')
         script.main(command_line(arguments | options))
@@ -186,6 +197,8 @@ def test_push_to_hub(script, arguments, tmp_path, monkeypatch):
     card = files["README.md"].decode()
     assert "1x1 (clips x crops) of 4 frames" in card and "videos to train on: 12" in card
     everything = b"".join(content for name, content in files.items() if not name.endswith(".safetensors"))
+    assert re.search(r"videos that could not be read\W+1\b", card)
+    assert "training, epoch 1: 1 failures to read a video" in caplog.text  # although the last step leaves the epoch
     assert b"light: light" in files["training_config.yaml"]
     for secret in (TOKEN, str(tmp_path), str(arguments["model_name_or_path"])):
         assert secret.encode() not in everything

@@ -24,12 +24,15 @@ class FrameFolder:
         path: folder of pictures of one size, e.g. `img_00001.jpg`.
 
     Raises:
-        VideoDecodeError: no picture in it.
+        VideoDecodeError: it cannot be read, or has no picture in it.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.name = os.fspath(path)
-        files = [file for file in Path(path).iterdir() if file.suffix.lower() in FRAME_SUFFIXES]
+        try:
+            files = [file for file in Path(path).iterdir() if file.suffix.lower() in FRAME_SUFFIXES]
+        except OSError as error:
+            raise VideoDecodeError(f"{self.name}: the folder cannot be read ({error.strerror})") from error
         self._files = sorted(files, key=_number)
         self.num_frames = len(self._files)
         if not self._files:

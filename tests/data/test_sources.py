@@ -17,6 +17,7 @@ from PIL import Image
 
 from hf_i2v.data import (
     ClipLoader,
+    FrameFolder,
     VideoClips,
     VideoDecodeError,
     add_data_arguments,
@@ -156,6 +157,8 @@ def test_files_and_frame_folders_together_are_refused(files, tmp_path, same_clas
 @pytest.mark.parametrize("damage", ["bomb", "ValueError", "times"])
 def test_frames_that_cannot_be_read(tmp_path, monkeypatch, damage):
     """Whatever Pillow raises is a bad video, and so are seconds in a folder of frames."""
+    with pytest.raises(VideoDecodeError, match="nowhere: the folder cannot be read"):
+        FrameFolder(tmp_path / "nowhere")
     write_frames(tmp_path / "v")
     row = {"video": {"path": str(tmp_path / "v"), "bytes": None}, "label": 0, "start": None, "end": None}
     message = r"0\.jpg: not a picture, or a damaged one"
