@@ -72,7 +72,8 @@ def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoCl
     if not isinstance(config, I2VTunerConfig):
         raise ValueError(
             f"{adapter} is a {config.peft_type.value} adapter, not one of hf_i2v, and does not say what its "
-            "video model was. Build the model and load it with peft.PeftModel.from_pretrained(model, adapter)."
+            "video model was. Build that again (from_image_model(...), and with_stdha(...) if it shifted heads in "
+            "time) and load it with peft.PeftModel.from_pretrained(model, adapter)."
         )
     for part in config.parts():
         check_method_sizes(method_to_dict(part))

@@ -6,18 +6,21 @@ Each key of a released checkpoint names one tensor here (q, k and v, which are p
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, ViTConfig
 
-from .backbones import grid_side
+from .backbones import find_backbone, grid_side
 from .config import I2VTunerConfig
+from .data.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from .methods.aim import AIMConfig
 from .methods.st_adapter import STAdapterConfig
 from .methods.zeroi2v import ZeroI2VConfig
 from .modeling_i2v import I2VConfig, I2VForVideoClassification
+from .trained_on import weights_sample
 from .untrusted import check_finite
 
 BASE = "base_model.model."
@@ -107,6 +110,7 @@ def load_released_checkpoint(
             if ".modules_to_save." in name:  # the frozen original, in use while the adapter is disabled
                 original = re.sub(r"modules_to_save\.[^.]+", "original_module", name)
                 ours[original].copy_(value.reshape(ours[name].shape))
+    model.peft_config["default"].trained_on["weights"] = weights_sample(find_backbone(base).model)
     return model
 
 
@@ -219,8 +223,15 @@ def _model_config(method: str, state: dict[str, torch.Tensor], num_heads: int | 
         image_config = CLIPVisionConfig(**sizes, hidden_act="quick_gelu")
     else:
         image_config = ViTConfig(**sizes, layer_norm_eps=1e-6)
-    num_labels = state[HEADS[method] + ".weight"].shape[0]
-    return I2VConfig(image_config=image_config, num_frames=num_frames, num_labels=num_labels)
+    # as the released configurations say
+    mean, std = (CLIP_MEAN, CLIP_STD) if clip else (IMAGENET_MEAN, IMAGENET_STD)
+    interpolation = "bicubic" if method == "st_adapter" else "bilinear"
+    return I2VConfig(
+        image_config=image_config,
+        num_frames=num_frames,
+        num_labels=state[HEADS[method] + ".weight"].shape[0],
+        preprocessing=asdict(Preprocessing(sizes["image_size"], mean, std, interpolation)),
+    )
 
 
 def _tuner_config(method: str, state: dict[str, torch.Tensor], options: dict) -> I2VTunerConfig:

@@ -14,6 +14,7 @@ import math
 import statistics
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import torch
@@ -135,6 +136,7 @@ class Row:
     total_parameters: int
     trainable_parameters: int
     clip_macs: int
+    merged_clip_macs: int | None  # None: cannot be merged
     views: str
     video_macs: int
     activation_bytes: int
@@ -155,10 +157,14 @@ def _row(tuner: str, args: argparse.Namespace) -> Row:
         tuner,
         *count_parameters(on_the_meta_device),
         macs,
+        None,
         args.views,
         macs * clips * crops,
         activation_bytes(on_the_meta_device, shape),
     )
+    with suppress(ValueError), torch.device("meta"):
+        if tuner != "none":
+            row.merged_clip_macs = count_macs(on_the_meta_device.merge_and_unload(), (1, *shape[1:]))
     if args.latency:
         row.latency_seconds, row.latency_spread_seconds = latency(model(args.device), shape, args.latency)
     return row
@@ -183,7 +189,17 @@ def _views(text: str) -> tuple[int, int]:
 
 
 def _table(rows: list[Row]) -> str:
-    heads = ("tuner", "params M", "trainable M", "GMACs/clip", "views", "GMACs/video", "activations MiB", "latency s")
+    heads = (
+        "tuner",
+        "params M",
+        "trainable M",
+        "GMACs/clip",
+        "merged",
+        "views",
+        "GMACs/video",
+        "activations MiB",
+        "latency s",
+    )
     lines = [heads]
     for row in rows:
         seconds = (
@@ -195,6 +211,7 @@ def _table(rows: list[Row]) -> str:
                 f"{row.total_parameters / 1e6:.2f}",
                 f"{row.trainable_parameters / 1e6:.2f}",
                 f"{row.clip_macs / 1e9:.1f}",
+                "" if row.merged_clip_macs is None else f"{row.merged_clip_macs / 1e9:.1f}",
                 row.views,
                 f"{row.video_macs / 1e9:.1f}",
                 f"{row.activation_bytes / 2**20:.0f}",

@@ -54,20 +54,37 @@ def _state() -> tuple[int, str, int | None]:
     return state
 
 
-def fold(pixel_values: torch.Tensor, num_frames: int | None = None) -> tuple[torch.Tensor, int]:
+def fold(
+    pixel_values: torch.Tensor, num_frames: int | None = None, num_channels: int | None = None
+) -> tuple[torch.Tensor, int]:
     """Lay the frames of all clips behind one another, as an image model takes them.
 
     Args:
         pixel_values: (B, T, C, h, w); or (B·T, C, h, w), frames of one clip contiguous, together with `num_frames`.
         num_frames: T. Needed for 4-D pixels; for 5-D pixels it must agree with them if given.
+        num_channels: C, to be checked if given.
 
     Returns:
         (B·T, C, h, w) and T.
 
     Raises:
-        ValueError: pixels that are neither, 4-D pixels without `num_frames`, or a batch that T does not divide.
+        ValueError: pixels that are neither, of another layout or not normalised, 4-D pixels without `num_frames`, or a
+            batch that T does not divide.
     """
+    if pixel_values is None:
+        raise ValueError("pixel_values is missing: a video model takes clips of shape (B, T, C, H, W).")
     shape = tuple(pixel_values.shape)
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values is {pixel_values.dtype}: a video model takes normalised floating-point pixels, as the "
+            "model's processor or hf_i2v.data.eval_transform makes them."
+        )
+    if len(shape) in (4, 5) and num_channels not in (None, shape[-3]):
+        raise ValueError(
+            f"pixel_values is {shape}, but its third dimension from the end must be the {num_channels} channels: "
+            "(B, T, C, H, W). Clips of (B, C, T, H, W) need .transpose(1, 2), those of (B, T, H, W, C) "
+            ".permute(0, 1, 4, 2, 3)."
+        )
     if pixel_values.ndim == 5:
         if num_frames is not None and num_frames != shape[1]:
             raise ValueError(f"num_frames ({num_frames}) does not agree with pixel_values (B, T, C, H, W) of {shape}.")

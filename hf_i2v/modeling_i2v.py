@@ -164,9 +164,11 @@ class I2VPreTrainedModel(PreTrainedModel):
         """As everywhere in transformers, but from safetensors only.
 
         Raises:
-            ValueError: a weight is not finite.
+            ValueError: it is no video model of hf_i2v, or a weight is not finite.
             OSError: there are no weights in safetensors.
         """
+        if kwargs.get("config") is None:
+            _check_is_video_model(pretrained_model_name_or_path, cls.__name__, kwargs)
         kwargs["use_safetensors"] = use_safetensors
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -321,9 +323,16 @@ class I2VForVideoClassification(I2VPreTrainedModel):
             kwargs: for the image model's `from_pretrained` (`dtype`, `attn_implementation`, `revision`, …).
 
         Raises:
-            ValueError: the checkpoint has no or misshapen weights for a part of the backbone.
+            ValueError: the checkpoint has no or misshapen weights for a part of the backbone, or arguments that do
+                not agree.
             UnsupportedBackboneError: it is no vision transformer that can be adapted.
         """
+        if num_frames < 1:
+            raise ValueError(f"num_frames ({num_frames}) must be >= 1")
+        if id2label is not None and not isinstance(id2label, dict):
+            raise ValueError(f"id2label ({id2label!r:.80}) must be a dictionary, {{0: 'first', 1: 'second', …}}.")
+        if id2label is not None and num_labels not in (None, len(id2label)):
+            raise ValueError(f"num_labels is {num_labels}, but id2label names {len(id2label)} classes.")
         image_model = _pretrained_image_model(pretrained_model_name_or_path, allow_random_base, kwargs)
         if id2label is not None and label2id is None:
             label2id = {name: i for i, name in id2label.items()}
@@ -371,6 +380,25 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return outputs if return_dict else outputs.to_tuple()
+
+
+def _check_is_video_model(name: str, wanted: str, kwargs: dict) -> None:
+    """Raise ValueError, with the call that was meant, where an adapter or an image model lies."""
+    if os.path.isfile(os.path.join(name, "adapter_config.json")) and not os.path.isfile(
+        os.path.join(name, "config.json")
+    ):
+        raise ValueError(
+            f"{name} holds an adapter, not a {wanted}. Load it with "
+            "hf_i2v.AutoPeftModelForVideoClassification.from_pretrained(...); its merge_and_unload() or bake() gives "
+            "a model that saves and loads without peft."
+        )
+    hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+    model_type = PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type")
+    if model_type != I2VConfig.model_type:
+        raise ValueError(
+            f"{name} holds a {model_type!r} model, not a {wanted}. To make a video model from an image model, use "
+            "hf_i2v.I2VForVideoClassification.from_image_model(...)."
+        )
 
 
 def keep_from_initialisation(module: nn.Module) -> None:

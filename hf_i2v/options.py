@@ -3,6 +3,7 @@
 import dataclasses
 
 import yaml
+from peft import PeftConfig
 
 from .config import I2VTunerConfig
 from .methods import METHODS
@@ -18,7 +19,12 @@ def tuner_config(tuner: str, pairs: list[str]) -> I2VTunerConfig:
     """
     names = tuner.split("+")
     if unknown := [name for name in names if name not in METHODS]:
-        raise SystemExit(f"--tuner {tuner}: {unknown} is not among linear_probe, full, lora, {', '.join(METHODS)}")
+        raise SystemExit(
+            f"--tuner {tuner}: {unknown} is not among the methods {', '.join(METHODS)}. (The training script also "
+            "takes linear_probe, full, lora and stdha+lora.)"
+        )
+    if len(set(names)) < len(names):
+        raise SystemExit(f"--tuner {tuner} names a method twice.")
     first, *others = [METHODS[name](**options) for name, options in tuner_options(tuner, METHODS, pairs).items()]
     return sum(others, start=first)
 
@@ -30,7 +36,19 @@ def tuner_options(tuner: str, methods: dict[str, type], pairs: list[str]) -> dic
         key, equals, value = pair.partition("=")
         takers = [name for name in options if key in {field.name for field in dataclasses.fields(methods[name])}]
         if not equals or not takers:
-            raise SystemExit(f"--tuner_config takes KEY=VALUE with options of {tuner}, not {pair!r}")
+            inherited = {field.name for field in dataclasses.fields(PeftConfig)}
+            known = {field.name for name in options for field in dataclasses.fields(methods[name])} - inherited
+            raise SystemExit(
+                f"--tuner_config takes KEY=VALUE with options of {tuner}, not {pair!r}. There are {sorted(known)}."
+            )
         for name in takers:
-            options[name][key] = yaml.safe_load(value)
+            options[name][key] = _value(value)
     return options
+
+
+def _value(text: str):
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value  # YAML takes 5e-1 for a text
+    except ValueError:
+        return value

@@ -44,8 +44,8 @@ class I2VTuner(BaseTuner):
         if layers:
             raise ValueError(
                 f"This model was adapted already, by another tuner of peft ({type(layers[0]).__name__}): "
-                "its weights would be lost in a merge or a file of this one. Call its merge_and_unload() or unload() first; to "
-                "train another tuner together with STDHA, attach it to a video model with_stdha()."
+                "its weights would be lost in a merge or a file of this one. Call its merge_and_unload() or unload() "
+                "first; to train another tuner together with STDHA, attach it to a video model with_stdha()."
             )
         super().__init__(model, *args, **kwargs)
 

@@ -151,7 +151,7 @@ class VideoBackbone(Swapped):
 
     def _run(self, pixel_values, num_frames, branch, *args, output_hidden_states=None, tokens_read=None, **kwargs):
         """The image model on all frames, its outputs unfolded; for a branch without a graph, and with its levels."""
-        pixel_values, num_frames = fold(pixel_values, num_frames)
+        pixel_values, num_frames = fold(pixel_values, num_frames, getattr(self.config, "num_channels", None))
         num_clips = pixel_values.shape[0] // num_frames
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if branch is not None and not wanted:

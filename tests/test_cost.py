@@ -106,13 +106,15 @@ def test_formats_and_latency(tmp_path, capsys):
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["tuner"] for row in rows] == ["zeroi2v", "st_adapter+inti"]
     assert all(float(row["latency_seconds"]) > 0 for row in rows)
+    assert 0 < int(rows[0]["merged_clip_macs"]) < int(rows[0]["clip_macs"]) and rows[1]["merged_clip_macs"] == ""
     main(options)
     heads, *lines = capsys.readouterr().out.splitlines()
     assert "GMACs/clip" in heads and len(lines) == 2 and "±" in lines[0]
     for wrong, message in (
         (["--views", "3"], "CLIPSxCROPS"),
-        (["--tuner", "lora"], "'lora'. is not among"),
-        (["--tuner_config", "width=8"], "takes KEY=VALUE with options of zeroi2v"),
+        (["--tuner", "lora"], "'lora'. is not among the methods"),
+        (["--tuner", "inti+inti"], "names a method twice"),
+        (["--tuner_config", "width=8"], "takes KEY=VALUE with options of zeroi2v.*'adapter_ratio'"),
     ):
         with pytest.raises(SystemExit, match=message):
             main([*options, *wrong])

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from hf_i2v.convert import _released_names, load_released_checkpoint, to_released_state_dict
+from hf_i2v.data.transforms import CLIP_MEAN
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {
@@ -154,6 +155,11 @@ def test_files_are_opened_without_running_code(tmp_path):
     model = load_released_checkpoint(tmp_path / "checkpoint.pyth", "st_adapter", num_heads=4, num_frames=4)
     logits = model.eval()(tensors["input.pixel_values"].transpose(1, 2)).logits
     torch.testing.assert_close(logits, tensors["output.logits"], atol=0.05, rtol=0)  # as far as half precision goes
+    model.save_pretrained(tmp_path / "adapter")
+    baked = model.bake()
+    baked.save_pretrained(tmp_path / "video")
+    processor = json.loads((tmp_path / "video" / "preprocessor_config.json").read_text())
+    assert processor["image_mean"] == list(CLIP_MEAN) and processor["resample"] == 3  # bicubic
     torch.save({"state_dict": state, "hook": print}, tmp_path / "evil.pyth")
     with pytest.raises(Exception, match="weights_only"):
         load_released_checkpoint(tmp_path / "evil.pyth", "st_adapter")

@@ -48,6 +48,46 @@ def test_pixels_of_the_wrong_shape(shape, num_frames, message, tmp_path):
         model(torch.zeros(shape), num_frames=num_frames)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (torch.zeros(2, 3, 4, 16, 16), r"the 3 channels: .* need \.transpose\(1, 2\)"),
+        (torch.zeros(2, 4, 16, 16, 3), r"\.permute\(0, 1, 4, 2, 3\)"),
+        (torch.zeros(2, 4, 3, 16, 16, dtype=torch.uint8), "torch.uint8: .* normalised"),
+        (None, "pixel_values is missing"),
+    ],
+)
+def test_pixels_of_another_layout(pixels, message, tmp_path):
+    tiny_image_model("vit").save_pretrained(tmp_path)
+    model = I2VForVideoClassification.from_image_model(tmp_path, num_frames=4, num_labels=3)
+    with pytest.raises(ValueError, match=message):
+        model(pixels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_frames": 0}, r"num_frames \(0\) must be >= 1"),
+        ({"id2label": ["a", "b"]}, "must be a dictionary"),
+        ({"num_labels": 7, "id2label": {0: "a", 1: "b"}}, "num_labels is 7, but id2label names 2"),
+    ],
+)
+def test_arguments_that_make_no_model(arguments, message, tmp_path):
+    tiny_image_model("vit").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        I2VForVideoClassification.from_image_model(tmp_path, **arguments)
+
+
+def test_a_folder_with_something_else(tmp_path):
+    tiny_image_model("vit").save_pretrained(tmp_path / "image")
+    with pytest.raises(ValueError, match=r"holds a 'vit' model, .*from_image_model\("):
+        I2VForVideoClassification.from_pretrained(tmp_path / "image")
+    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, num_labels=3)
+    get_peft_model(model, ZeroI2VConfig()).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"holds an adapter, .*AutoPeftModelForVideoClassification"):
+        I2VForVideoClassification.from_pretrained(tmp_path / "adapter")
+
+
 def test_a_merged_model_is_one_artefact(tmp_path, clip_pixels):
     tiny_image_model("clip").save_pretrained(tmp_path / "image")
     labels = {0: "left", 1: "right", 2: "up"}

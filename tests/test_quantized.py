@@ -86,5 +86,5 @@ def test_merging_is_undone_exactly(kind, image_model, clip_pixels):
             I2VForVideoClassification.from_image_model(
                 image_model, num_frames=4, num_labels=3, quantization_config=quantization(kind)
             ),
-            METHODS["zeroi2v"](modules_to_save=["fc1"]),
+            METHODS["st_adapter"](modules_to_save=["fc1"]),
         )
