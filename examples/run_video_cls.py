@@ -42,7 +42,7 @@ from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
 from hf_i2v.architectures import image_config
 from hf_i2v.cards import CardFacts, dataset_fingerprint, write_card
 from hf_i2v.checkpoints import CheckpointFolder, configuration_differences, write_atomically
-from hf_i2v.cost import cost
+from hf_i2v.cost import Cost, cost
 from hf_i2v.data import (
     ClipLoader,
     Mix,
@@ -56,6 +56,7 @@ from hf_i2v.data import (
 from hf_i2v.evaluation import confusion_matrix, draw_confusion_matrix, predict, write_predictions
 from hf_i2v.hub import CheckpointUploads, push_folder
 from hf_i2v.meter import Meter
+from hf_i2v.modeling_i2v import hub_name
 from hf_i2v.options import tuner_config, tuner_options
 from hf_i2v.training_state import ExponentialMovingAverage, TrainingState, frozen_fingerprint, trained_parameters
 
@@ -495,8 +496,6 @@ def main(argv: list[str] | None = None) -> None:
     predictions = evaluate()
     folder = args.output_dir / ("model" if args.tuner in ("linear_probe", "full") else "adapter")
     trained = accelerator.unwrap_model(model)
-    if args.push_to_hub and isinstance(trained, PeftModel):  # a place of this machine says nothing to others
-        trained.peft_config["default"].base_model_name_or_path = base_name(args.model_name_or_path)
     with averaged():
         weights = accelerator.get_state_dict(model)  # gathered where it is sharded
         if accelerator.is_main_process:
@@ -509,7 +508,7 @@ def main(argv: list[str] | None = None) -> None:
         write_results(args, predictions, eval_loader, names, results)
         if uploads:
             uploads.wait()
-            facts = card_facts(args, predictions, train_loader, eval_loader, resolved)
+            facts = card_facts(args, predictions, train_loader, eval_loader, resolved, model_cost)
             write_card(trained, folder, facts, uploads.repo_id)
             push_folder(folder, uploads.repo_id, token=args.hub_token)
     accelerator.wait_for_everyone()  # the first process still writes
@@ -530,16 +529,20 @@ def write_results(args, predictions, eval_loader: ClipLoader, names: list[str], 
     write_atomically(args.output_dir / "all_results.json", json.dumps(results, indent=2) + "\n")
 
 
-def card_facts(args, predictions, train_loader: ClipLoader, eval_loader: ClipLoader, resolved: dict) -> CardFacts:
+def card_facts(
+    args, predictions, train_loader: ClipLoader, eval_loader: ClipLoader, resolved: dict, model_cost: Cost
+) -> CardFacts:
     """What the card says about this training."""
     metrics = predictions.metrics()
     num_eval_videos = len(eval_loader.clips)
     files = [train_loader.clips.name(i) for i in range(len(train_loader.clips))]
-    are_files = all(Path(file).is_file() for file in files)
     return CardFacts(
         method=args.tuner,
         dataset=args.dataset_name and base_name(args.dataset_name),
-        fingerprint=dataset_fingerprint(files, os.path.commonpath(files)) if are_files else None,
+        dataset_id=hub_name(args.dataset_name),
+        fingerprint=dataset_fingerprint(files),
+        trained_parameters=model_cost.trainable_parameters,
+        cost=model_cost,
         num_train_videos=len(files),
         num_eval_videos=num_eval_videos,
         failures=num_eval_videos - metrics.pop("num_videos") + train_loader.num_bad_videos(),
@@ -558,7 +561,7 @@ def plain(value):
 
 def base_name(model_name_or_path: str) -> str:
     """A Hub id, or the name of a folder without the places of this machine."""
-    return Path(model_name_or_path).name if Path(model_name_or_path).exists() else model_name_or_path
+    return hub_name(model_name_or_path) or Path(model_name_or_path).name
 
 
 def dry_run(args: argparse.Namespace) -> list[str]:

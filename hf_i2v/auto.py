@@ -6,10 +6,11 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from .backbones import find_backbone
+from .composition import method_to_dict
 from .config import I2VTunerConfig
 from .modeling_i2v import I2VForVideoClassification
 from .trained_on import other_weights
-from .untrusted import check_finite
+from .untrusted import check_finite, check_method_sizes
 
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
 
@@ -74,6 +75,8 @@ def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoCl
             "video model was. Build that again (from_image_model(...), and with_stdha(...) if it shifted heads in "
             "time) and load it with peft.PeftModel.from_pretrained(model, adapter)."
         )
+    for part in config.parts():
+        check_method_sizes(method_to_dict(part))
     video = (config.trained_on or {}).get("video_model")
     base = config.base_model_name_or_path
     if video is None:

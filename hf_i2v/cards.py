@@ -12,24 +12,31 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PeftConfig, PeftModel
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 
 from .composition import method_to_dict
 from .config import I2VTunerConfig
-from .cost import count_macs, count_parameters, latency
+from .cost import Cost, cost, count_macs, latency
 from .modeling_i2v import I2VConfig, hub_name, pooler_argument
 from .version import __version__
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PAPERS = {
-    "zeroi2v": ("ZeroI2V", "2310.01324"),
-    "stdha": ("ZeroI2V's STDHA", "2310.01324"),
-    "linear_adapter": ("ZeroI2V's linear adapters", "2310.01324"),
-    "st_adapter": ("ST-Adapter", "2206.13559"),
-    "aim": ("AIM", "2302.03024"),
-    "inti": ("InTI", "2408.06840"),
-    "m_adapter": ("M-adapter", None),
+    "zeroi2v": ("ZeroI2V", "arXiv 2310.01324"),
+    "stdha": ("ZeroI2V's STDHA", "arXiv 2310.01324"),
+    "linear_adapter": ("ZeroI2V's linear adapters", "arXiv 2310.01324"),
+    "st_adapter": ("ST-Adapter", "arXiv 2206.13559"),
+    "aim": ("AIM", "arXiv 2302.03024"),
+    "inti": ("InTI", "arXiv 2408.06840"),
+    "m_adapter": ("M-adapter", "CVIU 249:104150"),
+    "lora": ("LoRA", "arXiv 2106.09685"),
 }
+LATENCY_SECONDS = 10  # for timing a model, if one pass does not take longer
+LIMITS_OF_FEATURES = """\
+It describes a short, trimmed video by one vector, for a classifier or a search that is built on it; it names nothing.
+It sees {frames} frames at a time: what happens between them is not seen. It has the biases of its image model and of
+the videos it was trained on. Not meant for identifying or judging people."""
 LIMITS = """\
 It names what happens in a short, trimmed video, as one of the classes it was trained on; it always names one, also for
 a video that shows none of them. It sees {frames} frames at a time: what happens between them is not seen, and a short
@@ -42,7 +49,7 @@ class CardFacts:
     """What a card says beyond the model itself. Whatever is not known stays out of the card.
 
     Args:
-        method: name of the method, for a merged model, which does not show it any more ("zeroi2v", "st_adapter+inti").
+        method: name of the method ("zeroi2v", "st_adapter+inti"), for a model whose configuration does not say it.
         dataset: the data set's name; `dataset_id`: its name on the Hub.
         fingerprint: of the training files, see `dataset_fingerprint`.
         num_train_videos, num_eval_videos, failures: how many videos there were, and could not be read.
@@ -50,11 +57,13 @@ class CardFacts:
         published: rows (metric, value, source) quoted from papers.
         view_protocol: clips and crops per video in the evaluation.
         trained_parameters: of a merged model, which does not show any more what was trained.
+        cost: of the model, counted before it was sharded.
         merge_error: largest difference of a logit before and after merging, see `merge_error`.
         arguments: further resolved settings; local paths among them are left out.
         license: of the weights. None: what the base model's licence says.
         recipe: the file, for the card of a recipe that was not run.
-        measure_latency: time a forward pass of this model and of the plain image model.
+        measure_latency: time a forward pass of this model and of the plain image model, a few seconds each; not done
+            for one that is sharded or on the meta device.
         relative_latency: in its place, what a benchmark found: this model's latency over the plain image model's.
     """
 
@@ -69,10 +78,11 @@ class CardFacts:
     published: list[tuple[str, str, str]] = field(default_factory=list)
     view_protocol: str | None = None
     trained_parameters: int | None = None
+    cost: Cost | None = None
     merge_error: float | None = None
     arguments: dict = field(default_factory=dict)
     license: str | None = None
-    measure_latency: bool = False
+    measure_latency: bool = True
     relative_latency: str | None = None
     recipe: str | None = None
 
@@ -91,6 +101,9 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         model: an `I2VForVideoClassification` or `I2VModel`, or a `PeftModel` over one or over an image model.
         facts: what only the training knows.
         repo_id: where it will be ("user/name"); for the snippets and the title.
+
+    Raises:
+        ValueError: a sharded model, and the facts do not say its cost.
     """
     facts = facts or CardFacts()
     adapter = model.active_peft_config if isinstance(model, PeftModel) else None
@@ -98,22 +111,23 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
     config = base.config
     num_frames = getattr(config, "num_frames", None) or adapter.num_frames
     methods = _methods(adapter, config, facts)
-    name = " + ".join(PAPERS[m][0] for m in methods if m in PAPERS) or "Video model"
+    name = " + ".join(PAPERS[m][0] for m in methods if m in PAPERS)
+    classifies = hasattr(base, "classifier")
     base_model = hub_name(getattr(config, "base_model", None) or config.name_or_path)
     mergeable = not set(methods) - {"zeroi2v", "stdha", "linear_adapter", "lora"}
     relation = "adapter" if adapter is not None else "finetune"
-    title = (repo_id or f"{name} on {base_model or config.model_type}").split("/", 1)[-1 if repo_id else 0]
+    title = repo_id.split("/")[-1] if repo_id else f"{name or 'Video model'} on {base_model or config.model_type}"
 
     card_data = ModelCardData(
         language="en",
         license=facts.license or "other",
         license_name=None if facts.license else "as-the-base-model",
         library_name="peft" if adapter is not None else "transformers",
-        pipeline_tag="video-classification" if hasattr(base, "classifier") else "feature-extraction",
+        pipeline_tag="video-classification" if classifies else "feature-extraction",
         base_model=base_model,
         base_model_relation=relation if base_model else None,
         datasets=[facts.dataset_id] if facts.dataset_id else None,
-        metrics=sorted(facts.metrics) or None,
+        metrics=sorted(facts.metrics) or (["accuracy"] if facts.published else None),
         tags=["hf_i2v", "video", *methods],
         model_name=title if facts.metrics else None,
         eval_results=_eval_results(facts) or None,
@@ -123,10 +137,10 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         card_data,
         template_path=str(TEMPLATE),
         title=one_line(title),
-        summary=_summary(name, base_model, num_frames, relation),
+        summary=_summary(name, base_model, num_frames, relation, classifies),
         recipe=facts.recipe,
         relation=relation,
-        classifier=hasattr(base, "classifier"),
+        classifier=classifies,
         repo_id=repo_id or "user/name",
         loading=_loading(adapter, config, base_model, repo_id or "user/name"),
         finish="merge_and_unload()" if mergeable else "bake()",
@@ -137,15 +151,30 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         merge_error=None if facts.merge_error is None else f"{facts.merge_error:.1e}",
         configuration=json.dumps(_configuration(adapter, config, facts), indent=2, default=str).replace("```", ""),
         data=_data(facts),
-        limits=LIMITS.format(frames=num_frames),
+        limits=(LIMITS if classifies else LIMITS_OF_FEATURES).format(frames=num_frames),
         sources=_sources(methods),
     )
 
 
-def dataset_fingerprint(files: Iterable[str | os.PathLike], root: str | os.PathLike) -> str:
-    """A hash of the files' names (below `root`) and sizes, the same on every machine and in every order."""
-    rows = sorted(f"{Path(file).relative_to(root).as_posix()}\0{os.path.getsize(file)}\n" for file in files)
-    return hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
+def dataset_fingerprint(files: Iterable[str | os.PathLike], root: str | os.PathLike | None = None) -> str | None:
+    """A hash of the files' names and sizes (for a folder of frames their number), the same on every machine and in
+    every order; it says how many of them are missing. None if there is none of them, as in a stream.
+
+    Args:
+        root: where the names begin. Default: the folder that all of them are in.
+    """
+    files = [Path(os.path.abspath(file)) for file in files]
+    found = [file for file in files if file.exists()]
+    if not found:
+        return None
+    root = Path(os.path.abspath(root) if root else os.path.commonpath([file.parent for file in files]))
+    rows = sorted(f"{file.relative_to(root).as_posix()}\0{_size(file)}\n" for file in found)
+    digest = hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
+    return digest if len(found) == len(files) else f"{digest}, {len(files) - len(found)} of {len(files)} files missing"
+
+
+def _size(path: Path) -> int:
+    return len(os.listdir(path)) if path.is_dir() else path.stat().st_size
 
 
 @torch.no_grad()
@@ -177,7 +206,8 @@ def _methods(adapter: PeftConfig | None, config, facts: CardFacts) -> list[str]:
         return ["stdha"] * bool(getattr(config, "time_offsets", None)) + [adapter.peft_type.value.lower()]
     if facts.method:
         return facts.method.split("+")
-    return [method["peft_type"].lower() for method in getattr(config, "baked", None) or []]
+    finished = getattr(config, "methods", None) or []
+    return [m for m in finished if m in PAPERS] or ["stdha"] * bool(getattr(config, "time_offsets", None))
 
 
 def _loading(adapter: PeftConfig | None, config, base_model: str | None, repo_id: str) -> str:
@@ -201,10 +231,12 @@ def _loading(adapter: PeftConfig | None, config, base_model: str | None, repo_id
     )
 
 
-def _summary(name: str, base_model: str | None, num_frames: int, relation: str) -> str:
+def _summary(name: str, base_model: str | None, num_frames: int, relation: str, classifies: bool) -> str:
     image_model = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "an image model"
-    what = "An adapter that makes a video classifier of" if relation == "adapter" else "A video classifier made from"
-    return f"{what} {image_model} with {name}, for clips of {num_frames} frames. Made with hf_i2v {__version__}."
+    model = "video classifier" if classifies else "model of video features"
+    what = f"An adapter that makes a {model} of" if relation == "adapter" else f"A {model} made from"
+    method = f" with {name}" if name else ""
+    return f"{what} {image_model}{method}, for clips of {num_frames} frames. Made with hf_i2v {__version__}."
 
 
 def _eval_results(facts: CardFacts) -> list[EvalResult]:
@@ -235,27 +267,38 @@ def _costs(model: nn.Module, config, num_frames: int, facts: CardFacts) -> dict:
     size = getattr(image_config, "vision_config", image_config).image_size
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     frames, clip = (num_frames, 3, height, width), (1, num_frames, 3, height, width)
-    with torch.device(next(model.parameters()).device if facts.measure_latency else "meta"):
-        plain = AutoModel.from_config(image_config, **pooler_argument(type(image_config), False))
-    total, trained = count_parameters(model)
-    trained = trained if isinstance(model, PeftModel) else facts.trained_parameters
-    cost = {
-        "parameters": f"{total / 1e6:.2f} M",
+    place = next(model.parameters())
+    is_sharded = any(isinstance(p, DTensor) for p in model.parameters())
+    if is_sharded and facts.cost is None:
+        raise ValueError(
+            "The model is sharded over processes, where its cost cannot be counted. Count it before, and hand it in: "
+            "CardFacts(cost=hf_i2v.cost.cost(model, clip_shape))."
+        )
+    times = facts.measure_latency and not (facts.relative_latency or is_sharded or place.is_meta)
+    with torch.device(place.device if times else "meta"):
+        plain = AutoModel.from_config(image_config, dtype=place.dtype, **pooler_argument(type(image_config), False))
+    counted = facts.cost or cost(model, clip)
+    trained = counted.trainable_parameters if isinstance(model, PeftModel) else facts.trained_parameters
+    rows = {
+        "parameters": f"{counted.total_parameters / 1e6:.2f} M",
         "trained": "not recorded" if trained is None else f"{trained / 1e6:.2f} M",
-        "macs": f"{count_macs(model, clip) / 1e9:.4g} G",
+        "macs": f"{counted.macs / 1e9:.4g} G",
         "plain_parameters": f"{sum(p.numel() for p in plain.parameters()) / 1e6:.2f} M",
         "plain_macs": f"{count_macs(plain, frames) / 1e9:.4g} G",
     }
     if facts.relative_latency:
-        cost |= {"latency": facts.relative_latency, "plain_latency": "1 ×"}
-    if facts.measure_latency:
-        device = next(model.parameters()).device
-        place = (
-            torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        )
-        cost["latency"] = f"{1000 * latency(model, clip, rounds=5)[0]:.3g} ms ({place})"
-        cost["plain_latency"] = f"{1000 * latency(plain, frames, rounds=5)[0]:.3g} ms"
-    return cost
+        rows |= {"latency": facts.relative_latency, "plain_latency": "1 ×"}
+    if times:
+        seconds = latency(model, clip, rounds=5, max_seconds=LATENCY_SECONDS)[0]
+        plain_seconds = latency(plain, frames, rounds=5, max_seconds=LATENCY_SECONDS)[0]
+        machine = torch.cuda.get_device_name(place.device) if place.is_cuda else _cpu(place.device)
+        rows["latency"] = f"{1000 * seconds:.3g} ms ({machine}, {str(place.dtype).removeprefix('torch.')})"
+        rows["plain_latency"] = f"{1000 * plain_seconds:.3g} ms"
+    return rows
+
+
+def _cpu(device: torch.device) -> str:
+    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
 def _configuration(adapter, config, facts: CardFacts) -> dict:
@@ -280,10 +323,11 @@ def _is_local(value) -> bool:
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         return any(map(_is_local, value))
-    text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(text, str):
+    if isinstance(value, os.PathLike):
+        return True
+    if not isinstance(value, str):
         return False
-    return isinstance(value, os.PathLike) or "~" in text or "\\" in text or os.path.isabs(text) or os.path.exists(text)
+    return os.path.exists(value) or (bool(set(value) & set("/\\~*:")) and hub_name(value) is None)
 
 
 def _data(facts: CardFacts) -> str:
@@ -300,8 +344,8 @@ def _data(facts: CardFacts) -> str:
 
 def _sources(methods: list[str]) -> str:
     lines = []
-    for method in methods:
-        paper, arxiv = PAPERS.get(method, (method, None))
-        link = f"[arXiv {arxiv}](https://arxiv.org/abs/{arxiv})" if arxiv else "CVIU 249:104150"
+    for paper, source in (PAPERS[method] for method in methods if method in PAPERS):
+        kind, number = source.split()
+        link = f"[{source}](https://arxiv.org/abs/{number})" if kind == "arXiv" else source
         lines.append(f"- {paper}: {link}")
     return "\n".join([*lines, "- hf_i2v, Apache-2.0: any Hugging Face image transformer becomes a video model"])

@@ -10,6 +10,7 @@ import argparse
 import copy
 import csv
 import json
+import math
 import statistics
 import sys
 import time
@@ -99,8 +100,15 @@ def activation_bytes(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> i
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def latency(model: nn.Module, pixel_values_shape: tuple[int, ...], rounds: int) -> tuple[float, float]:
-    """Median seconds of a forward pass where the model is, and half the distance between the quartiles."""
+def latency(
+    model: nn.Module, pixel_values_shape: tuple[int, ...], rounds: int, *, max_seconds: float = math.inf
+) -> tuple[float, float]:
+    """Median seconds of a forward pass where the model is, and half the distance between the quartiles.
+
+    Args:
+        rounds: forward passes, after one to warm up; fewer, but one at least, once `max_seconds` have gone by.
+    """
+    was_training = model.training
     model.eval()
     place = next(model.parameters())
     pixel_values = torch.randn(pixel_values_shape, device=place.device, dtype=place.dtype)
@@ -112,8 +120,11 @@ def latency(model: nn.Module, pixel_values_shape: tuple[int, ...], rounds: int) 
             if place.is_cuda:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
+            if len(seconds) > 1 and sum(seconds) > max_seconds:
+                break
+    model.train(was_training)
     del seconds[0]  # warming up
-    low, _, high = statistics.quantiles(seconds, n=4) if rounds > 1 else seconds * 3
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     return statistics.median(seconds), (high - low) / 2
 
 

@@ -6,6 +6,7 @@ Both programs take `pixel_values` (B, T, C, h, w) float32 with any B and give `l
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,12 @@ def example_clips(model: I2VForVideoClassification, batch_size: int) -> torch.Te
 def export_program(model: I2VForVideoClassification) -> torch.export.ExportedProgram:
     """The model as one graph, for any number of clips."""
     batch = torch.export.Dim("batch")
-    return torch.export.export(
+    program = torch.export.export(
         Logits(model), (example_clips(model, 2),), dynamic_shapes={"pixel_values": {0: batch}}, strict=False
     )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
 
 
 def export_onnx(program: torch.export.ExportedProgram, path: str | Path, *, opset: int = OPSET) -> None:
@@ -55,7 +59,10 @@ def export_onnx(program: torch.export.ExportedProgram, path: str | Path, *, opse
         ImportError: onnx and onnxscript are not installed.
     """
     names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
-    torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names).save(path)
+    onnx = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names)
+    for node in onnx.model.graph:
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # a place in files of this machine
+    onnx.save(path)
 
 
 def quantize(path: str | Path, int8_path: str | Path) -> None:
@@ -82,10 +89,12 @@ class OnnxClassifier:
 
 @torch.no_grad()
 def largest_difference(run, model: I2VForVideoClassification) -> float:
-    """Largest difference between the model's logits and those of `run`, on batches of 1, 2 and 3 clips."""
+    """Largest difference between the model's logits and those of `run`, on batches of 1, 2 and 3 clips; NaN if one
+    of them is not finite."""
     logits = Logits(model)
     batches = [example_clips(model, batch_size) for batch_size in (1, 2, 3)]
-    return max((run(clips) - logits(clips)).abs().max().item() for clips in batches)
+    differences_BK = torch.cat([run(clips) - logits(clips) for clips in batches])
+    return differences_BK.abs().max().item() if differences_BK.isfinite().all() else math.nan
 
 
 @torch.no_grad()
@@ -138,7 +147,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.int8:
         quantize(onnx, int8)
         runs[int8] = OnnxClassifier(int8)
-        print(f"{int8.name}: {_megabytes(int8)}, largest difference {largest_difference(runs[int8], model):.1e}")
+        difference = largest_difference(runs[int8], model)
+        print(f"{int8.name}: {_megabytes(int8)}, largest difference {difference:.1e}")
+        if not math.isfinite(difference):
+            raise SystemExit(f"{int8.name} gives logits that are not finite: do not use it")
     if args.validation_dir is not None:
         for path, run in {"PyTorch": Logits(model), **{p.name: run for p, run in runs.items()}}.items():
             print(f"top-1 {100 * accuracy(run, model, args.validation_dir):.2f} % {path}")

@@ -1,15 +1,17 @@
 """To the Hub: a model with its card in one commit, and checkpoints in the background while training goes on."""
 
+import json
 import os
 import tempfile
 from concurrent.futures import Future
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
 from torch import nn
 from transformers.utils import logging
 
 from .cards import CardFacts, write_card
+from .modeling_i2v import hub_name
 
 logger = logging.get_logger(__name__)
 LAST_CHECKPOINT = "last-checkpoint"  # the folder that transformers' Trainer uses in a repository
@@ -53,6 +55,8 @@ def push_folder(
 ) -> CommitInfo:
     """Upload a saved model or adapter as one commit. Arguments and errors as in `push_to_hub`.
 
+    A base model that lies on this machine is not named to others; the folder itself stays as it is.
+
     Raises:
         ValueError: weights in pickle files, which nobody should have to load.
     """
@@ -61,7 +65,30 @@ def push_folder(
         raise ValueError(f"{pickles} may run code when they are loaded. Publish weights as safetensors only.")
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message or "Upload model")
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), _for_others(path)) for path in files]
+    return api.create_commit(repo_id, operations, commit_message=commit_message or "Upload model")
+
+
+def _for_others(file: Path) -> Path | bytes:
+    """What is uploaded of a file: all of it, without the place of the base model on this machine."""
+    if file.name == "adapter_config.json":
+        config = json.loads(file.read_text())
+        base = config.get("base_model_name_or_path")
+        if base and not hub_name(base):
+            logger.warning(
+                "The adapter's base model is a local folder, which others do not have: its place is left out. If the "
+                "base is on the Hub, name it as base_model_name_or_path in %s and push again.",
+                file,
+            )
+        return json.dumps(config | {"base_model_name_or_path": hub_name(base)}, indent=2, sort_keys=True).encode()
+    if file.name == "README.md":
+        card = ModelCard.load(file)
+        if isinstance(base := card.data.base_model, str) and not hub_name(base):
+            card.data.base_model = None
+            card.data.tags = [tag for tag in card.data.tags or [] if base not in tag]
+        return str(card).encode()
+    return file
 
 
 class CheckpointUploads:

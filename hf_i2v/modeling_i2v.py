@@ -1,6 +1,7 @@
 """The artefact that goes to the Hub: an image model's weights and what makes it a video model, in one folder."""
 
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Literal
 
@@ -33,6 +34,7 @@ from .untrusted import (
     check_label,
     check_limit,
     check_method_sizes,
+    check_preprocessing,
     check_sizes,
 )
 from .video import VideoEmbeddings, to_video
@@ -52,6 +54,7 @@ class I2VConfig(PreTrainedConfig):
             False for none; interpolated linearly for clips of another length. True means `num_frames`.
         pooling: "after_norm": final norm of each frame, then the mean over the frames; "before_norm": the other way.
         baked: configurations of the methods whose modules are part of the model.
+        methods: names of all methods that it was finished with; those that were merged leave no other trace.
         add_pooling_layer: whether the image model has the pooler that ViT has as an option.
         classifier_dropout: dropout before the classifier.
         base_model: the image model's name on the Hub, if it has one.
@@ -70,6 +73,7 @@ class I2VConfig(PreTrainedConfig):
     temporal_embedding: bool | int = False
     pooling: Literal["after_norm", "before_norm"] = "after_norm"
     baked: list | None = None
+    methods: list | None = None
     add_pooling_layer: bool = False
     classifier_dropout: float | int = 0.5
     base_model: str | None = None
@@ -95,6 +99,8 @@ class I2VConfig(PreTrainedConfig):
         check_sizes(self.image_config)
         for method in self.baked or []:
             check_method_sizes(method)
+        if self.preprocessing is not None:
+            check_preprocessing(self.preprocessing)
 
     def validate_labels(self):
         """A label is shown, and may be used to name a file."""
@@ -255,9 +261,13 @@ class I2VModel(I2VPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_video_backbone(cls, image_model: nn.Module, *, num_frames: int) -> "I2VModel":
+    def from_video_backbone(cls, image_model: nn.Module, *, num_frames: int, methods: list[str]) -> "I2VModel":
         """Wrap a backbone that was adapted and merged, so that it saves and loads as the video model it is."""
-        config = I2VConfig(image_config=image_model.config, num_frames=num_frames)
+        name = image_model.name_or_path  # before the configuration, which has it too, is rid of it
+        config = I2VConfig(image_config=image_model.config, num_frames=num_frames, methods=methods)
+        config.base_model = hub_name(name)
+        with suppress(OSError):  # made in code, or its folder is gone
+            config.preprocessing = _preprocessing(name) if name else None
         config.describe_time(image_model)
         keep_from_initialisation(image_model)
         return cls(config, image_model).train(image_model.training)
@@ -426,6 +436,11 @@ def pooler_argument(config_class: type, add_pooling_layer: bool) -> dict:
 def _pretrained_image_model(name: str, allow_random_base: bool, kwargs: dict) -> nn.Module:
     config = AutoConfig.from_pretrained(name, **{k: kwargs[k] for k in ("revision", "token") if k in kwargs})
     config_class = type(getattr(config, "vision_config", config))
+    if config_class is I2VConfig:
+        raise ValueError(
+            f"{name} is a finished video model, not an image model. Load it with "
+            "hf_i2v.I2VForVideoClassification.from_pretrained(...)."
+        )
     if config_class not in MODEL_MAPPING:
         raise ValueError(f"{name} holds a {config.model_type!r} model, which transformers has no image model for.")
     model_class = MODEL_MAPPING[config_class]
@@ -433,6 +448,7 @@ def _pretrained_image_model(name: str, allow_random_base: bool, kwargs: dict) ->
     image_model, info = model_class.from_pretrained(
         name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
+    check_finite(dict(image_model.named_parameters()), name)
     problems = [f"missing: {key}" for key in sorted(info["missing_keys"])]
     problems += [f"mismatched: {key}" for key in sorted(map(str, info["mismatched_keys"]))]
     if problems and not allow_random_base:

@@ -8,6 +8,7 @@ one source of truth, and what stands on the Hub needs torch and transformers onl
 import ast
 import json
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -62,6 +63,12 @@ HEADER = '''# Copyright the authors of hf_i2v. Licensed under the Apache License
 A Hugging Face image transformer as a video model: see https://arxiv.org/abs/2310.01324 for heads that look along time.
 """
 '''
+SIBLING = """\
+
+if TYPE_CHECKING:  # never run: transformers keeps the files that this one names when the model is saved again
+    from .pipeline_i2v import I2VVideoClassificationPipeline
+"""
+COMES_WITH_TRANSFORMERS = {"torch", "transformers", "numpy", "huggingface_hub", *sys.stdlib_module_names}
 
 
 def write_remote_code(folder: str | os.PathLike) -> None:
@@ -81,7 +88,10 @@ def flat_file(name: str) -> str:
     bundle = _Bundle()
     for root in roots:
         bundle.take(module, root)
-    return HEADER.format(version=__version__) + bundle.text()
+    if name != "modeling_i2v":
+        return HEADER.format(version=__version__) + bundle.text()
+    bundle.imports["TYPE_CHECKING"] = "from typing import TYPE_CHECKING"
+    return HEADER.format(version=__version__) + bundle.text() + SIBLING
 
 
 class _Module:
@@ -191,7 +201,20 @@ class _Bundle:
                 if _names(action) <= owners.keys() | self.imports.keys() and _names(action) & owners.keys():
                     here[action.lineno] = module.source(action)
             texts += [here[line] for line in sorted(here)]
-        return "\n".join([*sorted(set(self.imports.values())), "", *texts]) + "\n"
+        return "\n".join([*self.import_statements(), "", *texts]) + "\n"
+
+    def import_statements(self) -> list[str]:
+        """What may be missing comes last and says so: transformers looks for all imports outside of a `try` before it
+        loads a model, which can do without the pipeline's."""
+        statements = sorted(set(self.imports.values()))
+        optional = [s for s in statements if s.split()[1].partition(".")[0] not in COMES_WITH_TRANSFORMERS]
+        if not optional:
+            return statements
+        return [
+            *[s for s in statements if s not in optional],
+            *["try:", *(f"    {s}" for s in optional), "except ImportError as error:"],
+            '    raise ImportError(f"{error}: reading videos needs `pip install av`") from error',
+        ]
 
     def import_order(self) -> list[str]:
         """The modules as Python would finish importing them: what a module uses comes before it."""

@@ -259,6 +259,7 @@ class I2VTuner(BaseTuner):
     def _without_tuner_layers(self, progressbar: bool, *, changed: bool) -> nn.Module:
         from .modeling_i2v import I2VModel, I2VPreTrainedModel
 
+        names = [part.method_name for name in self.active_adapters for part in self.peft_config[name].parts()]
         super()._unload_and_optionally_merge(merge=False, progressbar=progressbar)
         backbone = find_backbone(self.model)
         for module in (*backbone.blocks.values(), backbone.embeddings, backbone.model):
@@ -271,13 +272,15 @@ class I2VTuner(BaseTuner):
 
         if isinstance(self.model, I2VPreTrainedModel):
             self.model.config.describe_time(self.model)
+            if changed:
+                self.model.config.methods = [*(self.model.config.methods or []), *names]
             return self.model
         if not changed:
             if self._was_image_model:
                 to_image(backbone)
             return self.model
         if backbone.name == "":
-            return I2VModel.from_video_backbone(self.model, num_frames=self._num_frames())
+            return I2VModel.from_video_backbone(self.model, num_frames=self._num_frames(), methods=names)
         warnings.warn(
             f"The merged {type(self.model).__name__} keeps its time offsets and temporal embedding only in memory: "
             "saved and loaded again it would be the image model. Adapt its vision model, or build an "

@@ -1,5 +1,8 @@
 """What comes from strangers: sizes, labels and weights that no honest model has are refused, before they do harm."""
 
+import math
+import re
+
 import torch
 
 SIZE_LIMITS = {  # far above any model that is known
@@ -34,13 +37,27 @@ def check_sizes(config) -> None:
 def check_method_sizes(method: dict) -> None:
     """The same for the options of a method."""
     for name, value in method.items():
-        check_limit(f"baked {name}", value, 64 if name.endswith("_ratio") else SIZE_LIMITS["hidden_size"])
+        check_limit(name, value, 64 if name.endswith("_ratio") else SIZE_LIMITS["hidden_size"])
+
+
+def check_preprocessing(preprocessing: dict) -> None:
+    """Raise ValueError for pixels that no image model wants."""
+    size, mean, std = (preprocessing.get(name) for name in ("size", "mean", "std"))
+    if not isinstance(size, int) or not 0 < size <= SIZE_LIMITS["image_size"]:
+        raise ValueError(f"preprocessing size ({size}) is refused: 1 to {SIZE_LIMITS['image_size']} is believable.")
+    lists = isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple)) and len(mean) == len(std)
+    if not lists or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in (*mean, *std)) or min(std) <= 0:
+        raise ValueError(
+            f"preprocessing mean ({mean}) and std ({std}) are refused: as many finite numbers each, std positive."
+        )
 
 
 def check_label(label: str) -> None:
     """Raise ValueError for a label that is no plain line of text, or that reads like a path to somewhere else."""
     parts = label.replace("\\", "/").split("/")
-    if len(label) > 500 or not label.isprintable() or ".." in parts or parts[0] in ("", "~"):
+    plain = label.replace("\u200c", "").replace("\u200d", "").isprintable()  # joiners, which some scripts need
+    place = parts[0] in ("", "~") or (len(parts) > 1 and re.fullmatch("~.*|[A-Za-z]:", parts[0]))
+    if len(label) > 500 or not plain or place or ".." in parts:
         raise ValueError(
             f"The label {label[:60]!r} is refused: labels are printable lines of at most 500 characters that do not "
             "read like a path to somewhere else."
