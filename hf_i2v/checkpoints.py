@@ -64,8 +64,15 @@ class CheckpointFolder:
     def path(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step}"
 
-    def save(self, step: int, weights: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of a step, then delete the oldest beyond the limit.
+    def save(
+        self,
+        step: int,
+        weights: Mapping[str, torch.Tensor],
+        state: Mapping[str, Any],
+        spare: Path | None = None,
+    ) -> Path:
+        """Write the checkpoint of a step, then delete others beyond the limit: first those of later steps, which a run
+        that went back has left behind, then the oldest; never `spare`, which somebody still reads.
 
         Raises:
             CheckpointError: it could not be written (full disk, no permission). What was saved before is untouched.
@@ -94,8 +101,10 @@ class CheckpointFolder:
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}. Checkpoints there: "
                 f"{kept}. Make room or give permission, and start the same command again to go on from the last one."
             ) from error
-        for old in self.steps()[: -self.total_limit]:
-            shutil.rmtree(self.path(old), ignore_errors=True)
+        others = sorted(set(self.steps()) - {step}, key=lambda other: (other < step, other))
+        for other in others[: max(0, len(others) + 1 - self.total_limit)]:
+            if self.path(other) != spare:
+                shutil.rmtree(self.path(other), ignore_errors=True)
         return self.path(step)
 
     def load_last(self) -> Checkpoint | None:

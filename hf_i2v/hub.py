@@ -99,51 +99,56 @@ class CheckpointUploads:
         uploads.wait()                                               # at the end of training
 
     An upload that fails does not stop the training: it is reported, and what arrived is not sent again by the next.
-    A checkpoint must stay on disk until `busy` is False.
+    A checkpoint must stay on disk as long as it is `under_way`.
     """
 
     def __init__(self, repo_id: str, *, private: bool | None = None, token: str | None = None):
         self.api = HfApi(token=token)
         self.repo_id = self.api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         self._running: Future | None = None
-        self._last: dict | None = None
+        self._sent: tuple[Path, str] | None = None
+        self._newest: tuple[Path, str] | None = None
 
     @property
-    def busy(self) -> bool:
-        """Whether an upload is under way."""
-        return self._running is not None and not self._running.done()
+    def under_way(self) -> Path | None:
+        """The checkpoint that is being uploaded."""
+        return self._sent[0] if self._running is not None and not self._running.done() else None
 
     def start(self, folder: str | os.PathLike, name: str) -> bool:
         """Begin to upload a checkpoint; `name` goes into the commit's message.
 
         Returns:
-            False if the upload before is still under way: then this checkpoint is left out.
+            False if the upload before is still under way: then this checkpoint is left out, until `wait`.
         """
-        if self.busy:
+        self._newest = (Path(folder), name)
+        if self.under_way:
             return False
-        self._report()
-        self._last = {
-            "repo_id": self.repo_id,
-            "folder_path": folder,
-            "path_in_repo": LAST_CHECKPOINT,
-            "commit_message": f"Training in progress, {name}",
-            "delete_patterns": "*",  # files that only an earlier checkpoint had
-        }
-        self._running = self.api.upload_folder(**self._last, run_as_future=True)
+        self._arrived()
+        self._send_newest()
         return True
 
     def wait(self) -> None:
-        """Wait for the last upload; try a failed one once more.
-
-        Raises:
-            HfHubHTTPError: it failed again.
-        """
-        if self._running is not None and self._running.exception() is not None:
-            self._report()
-            self.api.upload_folder(**self._last)
+        """Wait for the last upload, and send the newest checkpoint if it has not arrived; if that fails it is only
+        reported, for the result is still to come."""
+        if not self._arrived() or self._sent != self._newest:
+            self._send_newest()
+            self._arrived()
         self._running = None
 
-    def _report(self) -> None:
+    def _send_newest(self) -> None:
+        self._sent = folder, name = self._newest
+        self._running = self.api.upload_folder(
+            repo_id=self.repo_id,
+            folder_path=folder,
+            path_in_repo=LAST_CHECKPOINT,
+            commit_message=f"Training in progress, {name}",
+            delete_patterns="*",  # files that only an earlier checkpoint had
+            run_as_future=True,
+        )
+
+    def _arrived(self) -> bool:
+        """Wait for the upload that runs, if one does, and report it if it fails."""
         error = self._running.exception() if self._running is not None else None
         if error is not None:
-            logger.warning("Uploading a checkpoint to %s failed (%s); training goes on.", self.repo_id, error)
+            logger.warning("Uploading a checkpoint to %s failed (%s).", self.repo_id, error)
+        return error is None
