@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import re
@@ -36,7 +37,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import SchedulerType, get_scheduler
+from transformers import get_scheduler
 
 from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
 from hf_i2v.architectures import image_config
@@ -58,23 +59,46 @@ from hf_i2v.hub import CheckpointUploads, push_folder
 from hf_i2v.meter import Meter
 from hf_i2v.modeling_i2v import hub_name
 from hf_i2v.options import tuner_config, tuner_options
-from hf_i2v.training_state import ExponentialMovingAverage, TrainingState, frozen_fingerprint, trained_parameters
+from hf_i2v.training_state import (
+    ExponentialMovingAverage,
+    TrainingState,
+    frozen_fingerprint,
+    trained_parameters,
+    videos_fingerprint,
+)
 
+logger = logging.getLogger(__name__)
+
+# What concerns this machine and this start only; it is not saved beside the weights.
+HERE = {
+    *("config", "dry_run", "output_dir", "train_dir", "validation_dir", "train_file", "validation_file", "video_dir"),
+    *("class_names_file", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo"),
+}
 # What may differ when a run goes on: places, and what changes nothing in the result.
-MAY_CHANGE = {
-    *("config", "output_dir", "model_name_or_path", "dataset_name", "train_dir", "validation_dir"),
-    *("train_file", "validation_file", "video_dir", "class_names_file", "streaming"),
+MAY_CHANGE = HERE | {
+    *("model_name_or_path", "dataset_name", "dataset_config_name", "streaming"),
     *("dataloader_num_workers", "per_device_train_batch_size", "per_device_eval_batch_size"),
     *("gradient_accumulation_steps", "num_train_epochs", "checkpointing_steps", "checkpoints_total_limit"),
-    *("resume_from_checkpoint", "eval_steps", "logging_steps", "with_tracking", "report_to", "dry_run"),
-    *("push_to_hub", "hub_model_id", "hub_token", "hub_private_repo"),
+    *("eval_steps", "logging_steps", "with_tracking", "report_to"),
 }
+# transformers' schedules that need no more than the numbers of steps
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
 RESULTS = ("run.json", "adapter", "model", "all_results.json")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     switch = {"action": argparse.BooleanOptionalAction, "default": False}
@@ -88,21 +112,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="zeroi2v",
         help=f"linear_probe (the head only), full (all weights), or some of lora, {', '.join(METHODS)}, joined by +",
     )
-    add("--tuner_config", nargs="*", default=[], metavar="KEY=VALUE", help="options of the tuner's configuration")
-    add("--num_frames", type=int, default=8, help="frames per clip")
-    add("--num_labels", type=int, help="classes that the data set must have; needed for --dry_run without data")
+    pairs = "options of the tuner's configuration; they add to those of --config, if that is for the same tuner"
+    add("--tuner_config", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help=pairs)
+    add("--num_frames", type=positive, default=8, help="frames per clip")
+    add("--num_labels", type=positive, help="classes that the data set must have; needed for --dry_run without data")
     add("--classifier_dropout", type=float, default=0.5)
     add("--gradient_checkpointing", **switch, help="less memory, about a third slower")
     # the data
     add_data_arguments(parser)
-    add("--shots_per_class", type=int, help="train on this many videos of each class, drawn with --seed")
+    add("--shots_per_class", type=positive, help="train on this many videos of each class, drawn with --seed")
     add("--sampling", choices=["uniform", "dense"], default="uniform", help="over the whole video, or neighbours")
-    add("--frame_stride", type=int, default=1, help="distance of a clip's frames in dense sampling")
+    add("--frame_stride", type=positive, default=1, help="distance of a clip's frames in dense sampling")
     add("--short_video_policy", choices=["repeat_last", "wrap", "error"], default="repeat_last")
     add("--crop_scale", type=float, nargs=2, default=(0.5, 1.0), help="share of the frame that a training crop covers")
     add("--short_side", type=int, nargs=2, help="jitter of the short side in pixels, in place of --crop_scale")
     add("--flip", type=float, default=0.0, help="probability of mirroring a training clip")
-    add("--flip_labels", type=json_pairs, help="json file {class: class that it becomes when mirrored}")
+    add("--flip_labels", type=json_pairs, help="{class: class that it becomes when mirrored}: a json file, or json")
     add("--color_jitter", type=float, default=0.0)
     add("--rand_augment", type=float, nargs=2, metavar=("OPERATIONS", "MAGNITUDE"))
     add("--random_erasing", type=float, default=0.0, help="probability")
@@ -113,8 +138,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max_bad_fraction", type=float, default=0.01, help="stop above this share of unreadable videos")
     add("--dataloader_num_workers", type=int, default=0, help="processes that decode")
     # the optimisation
-    add("--per_device_train_batch_size", type=int, default=8, help="clips")
-    add("--gradient_accumulation_steps", type=int, default=1)
+    add("--per_device_train_batch_size", type=positive, default=8, help="clips")
+    add("--gradient_accumulation_steps", type=positive, default=1)
     add("--learning_rate", type=float, default=1e-3)
     add("--head_learning_rate", type=float, help="of the classifier; default --learning_rate")
     add("--weight_decay", type=float, default=0.05, help="of matrices; biases, norms and embeddings have none")
@@ -122,22 +147,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max_grad_norm", type=float, help="clip the gradient's norm")
     add("--label_smoothing", type=float, default=0.0)
     add("--ema_decay", type=float, help="evaluate and save an exponential moving average of the trained weights")
-    add("--num_train_epochs", type=int, default=10)
-    add("--max_train_steps", type=int, help="overrides --num_train_epochs")
-    add("--lr_scheduler_type", type=SchedulerType, default="cosine", choices=list(SchedulerType))
+    add("--num_train_epochs", type=positive, default=10)
+    add("--max_train_steps", type=positive, help="overrides --num_train_epochs")
+    add("--lr_scheduler_type", default="cosine", choices=SCHEDULES)
     add("--num_warmup_steps", type=float, default=0, help="below 1: a share of all steps")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: as accelerate is configured")
     add("--seed", type=int, default=0)
     # the evaluation
-    add("--per_device_eval_batch_size", type=int, default=8, help="clips that go through the model at once")
+    add("--per_device_eval_batch_size", type=positive, default=8, help="clips that go through the model at once")
     add("--eval_views", default="1x1", help="clips x crops of each video: 3x1, 1x3, …")
-    add("--eval_steps", type=int, help="evaluate every so many steps, and not at the end only")
+    add("--eval_steps", type=positive, help="evaluate every so many steps, and not at the end only")
     # the result
     add("--output_dir", type=Path, required=True)
     add("--checkpointing_steps", default="epoch", help="a number of steps, 'epoch', or 'no'")
-    add("--checkpoints_total_limit", type=int, default=2, help="checkpoints to keep")
-    add("--resume_from_checkpoint", type=Path, help="go on from this one; default: the last in --output_dir")
-    add("--logging_steps", type=int, default=10)
+    add("--checkpoints_total_limit", type=positive, default=2, help="checkpoints to keep")
+    add("--resume_from_checkpoint", type=Path, help="start from this one, as long as --output_dir has none of its own")
+    add("--logging_steps", type=positive, default=10)
     add("--with_tracking", **switch, help="log to --report_to")
     add("--report_to", default="tensorboard", help="any tracker of accelerate, or all")
     add("--push_to_hub", **switch, help="upload checkpoints while training, and the result with its card")
@@ -147,39 +172,61 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("--config", type=Path)
+    config_parser.add_argument("--tuner")
     argv = sys.argv[1:] if argv is None else [str(a) for a in argv]
-    config = config_parser.parse_known_args(argv)[0].config
-    args = parser.parse_args([*(recipe_arguments(parser, config) if config else []), *argv])
+    given = config_parser.parse_known_args(argv)[0]
+    args = parser.parse_args([*(recipe_arguments(parser, given.config, given.tuner) if given.config else []), *argv])
+    args.tuner_config = list({pair.partition("=")[0]: pair for pair in args.tuner_config}.values())  # the last counts
+    if args.tuner in ("full", "linear_probe") and args.tuner_config:
+        parser.error(f"--tuner {args.tuner} has no options, but --tuner_config is {' '.join(args.tuner_config)}")
+    if args.ema_decay is not None and not 0 < args.ema_decay < 1:
+        parser.error(f"--ema_decay ({args.ema_decay}) must lie between 0 and 1")
     if args.streaming and not args.max_train_steps:
         parser.error("--streaming needs --max_train_steps: how long an epoch is, a stream cannot promise")
-    if args.checkpointing_steps not in ("epoch", "no") and not args.checkpointing_steps.isdecimal():
+    if not re.fullmatch(r"epoch|no|[1-9]\d*", args.checkpointing_steps):
         parser.error(f"--checkpointing_steps ({args.checkpointing_steps}) is a number of steps, 'epoch' or 'no'")
     if not re.fullmatch(r"[1-9]\d*x[13]", args.eval_views):
         parser.error(f"--eval_views ({args.eval_views}) is clips x crops with 1 or 3 crops, such as 3x1")
     return args
 
 
-def recipe_arguments(parser: argparse.ArgumentParser, path: Path) -> list[str]:
-    """The options of a yaml file as a command line, so that they are checked like one."""
+def recipe_arguments(parser: argparse.ArgumentParser, path: Path, tuner: str | None) -> list[str]:
+    """The options of a yaml file as a command line, so that they are checked like one; without those of the file's
+    tuner where the command line names another `tuner`."""
+    options = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(options, dict):
+        parser.error(f"{path} holds {options!r:.60}, expected lines 'option: value'")
+    if tuner not in (None, options.get("tuner", parser.get_default("tuner"))):
+        options.pop("tuner_config", None)
     arguments = []
-    for key, value in yaml.safe_load(path.read_text()).items():
+    for key, value in options.items():
         action = parser._option_string_actions.get(f"--{key}")
         if action is None:
             parser.error(f"{path}: {key!r} is no option of this script; see --help")
         if isinstance(action, (argparse.BooleanOptionalAction, argparse._StoreTrueAction)):
+            if not isinstance(value, bool):
+                parser.error(f"{path}: {key} is {value!r}, but must be true or false, without quotes")
             arguments += [f"--{key}"] if value else []
-        elif isinstance(value, dict):  # tuner_config
+        elif isinstance(value, dict) and action.nargs:  # tuner_config
             arguments += [f"--{key}", *(f"{k}={json.dumps(v)}" for k, v in value.items())]
+        elif isinstance(value, dict):  # flip_labels
+            arguments += [f"--{key}", json.dumps(value)]
         elif value is not None:
             arguments += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
     return arguments
 
 
-def json_pairs(path: str) -> dict[str, str]:
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+def json_pairs(text: str) -> dict[str, str]:
     """The content of the file, not its place, becomes a part of the configuration."""
-    pairs = json.loads(Path(path).read_text())
+    pairs = json.loads(text if text.startswith("{") else Path(text).read_text())
     if not isinstance(pairs, dict):
-        raise argparse.ArgumentTypeError(f"{path} holds {pairs!r:.60}, expected {{class: class}}")
+        raise argparse.ArgumentTypeError(f"{text} holds {pairs!r:.60}, expected {{class: class}}")
     return pairs
 
 
@@ -199,7 +246,10 @@ def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:
             config = I2VConfig(image_config=image_config(args.model_name_or_path), **options)
             return attach_tuner(args, I2VForVideoClassification(config))
     model = I2VForVideoClassification.from_image_model(
-        args.model_name_or_path, allow_random_base=args.allow_random_base, **options
+        args.model_name_or_path,
+        allow_random_base=args.allow_random_base,
+        dtype=torch.float32,  # however it is stored: small steps of what is trained would be lost in half precision
+        **options,
     )
     return attach_tuner(args, model)
 
@@ -312,6 +362,14 @@ def check_labels(args: argparse.Namespace, videos) -> list[str]:
     if (validation := videos["validation"].features["label"].names) != names:
         differ = sorted(set(names) ^ set(validation)) or "the same names in another order"
         raise ValueError(f"the labels of train and validation differ: {differ}. Give both the same classes.")
+    train, validation = (set(videos[split]["label"]) for split in ("train", "validation"))
+    if unknown := [names[label] for label in sorted(validation - train)]:
+        raise ValueError(
+            f"validation has videos of {unknown[:5]} ({len(unknown)} classes in all), but there are none to train on. "
+            "Add such videos to --train_dir or --train_file, or take them out of the validation."
+        )
+    if missing := [names[label] for label in sorted(train - validation)]:
+        logger.warning("validation has no videos of %s (%s classes in all)", missing[:5], len(missing))
     if args.num_labels not in (None, len(names)):
         raise ValueError(f"--num_labels is {args.num_labels}, but the data set has {len(names)} classes")
     return names
@@ -333,8 +391,17 @@ def check_distribution(accelerator: Accelerator, args: argparse.Namespace) -> No
         raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate sees only one")
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != DistributedType.FSDP:
         raise RuntimeError("accelerate is configured for FSDP, but uses it on several GPUs only; use ddp.yaml here")
-    if accelerator.distributed_type == DistributedType.DEEPSPEED and args.checkpointing_steps != "no":
-        raise RuntimeError("checkpoints do not cover DeepSpeed's shards: use --checkpointing_steps no, or FSDP")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if args.checkpointing_steps != "no":
+            raise RuntimeError("checkpoints do not cover DeepSpeed's shards: use --checkpointing_steps no, or FSDP")
+        if args.ema_decay:
+            raise RuntimeError(
+                "--ema_decay averages whole weights, DeepSpeed has shards of them: leave it out, or FSDP"
+            )
+        # accelerate would ask its own DataLoader for the one, and clip at 1.0 for want of the other
+        config = accelerator.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = args.per_device_train_batch_size
+        config["gradient_clipping"] = args.max_grad_norm or 0.0
 
 
 def resume(args, accelerator: Accelerator, checkpoints: CheckpointFolder, state: TrainingState) -> int:
@@ -342,8 +409,10 @@ def resume(args, accelerator: Accelerator, checkpoints: CheckpointFolder, state:
     checkpoint = None
     if accelerator.is_main_process:
         claim(args.output_dir, checkpoints.configuration)
-        chosen = args.resume_from_checkpoint
-        checkpoint = checkpoints.load(chosen) if chosen else checkpoints.load_last()
+        start, own = args.resume_from_checkpoint, checkpoints.steps()
+        if start and own:
+            print(f"{args.output_dir} has checkpoints of its own: going on from the last of them, not from {start}")
+        checkpoint = checkpoints.load(start) if start and not own else checkpoints.load_last()
     (found,) = broadcast_object_list([checkpoint is not None])
     if not found:
         return 0
@@ -372,7 +441,7 @@ def claim(output_dir: Path, configuration: dict) -> None:
 def save_checkpoint(accelerator, checkpoints, state: TrainingState, step: int, uploads: CheckpointUploads | None):
     weights, values = state.collect()
     if accelerator.is_main_process:
-        path = checkpoints.save(step, weights, values)
+        path = checkpoints.save(step, weights, values, spare=uploads and uploads.under_way)
         if uploads:
             uploads.start(path, f"step {step}")
 
@@ -384,7 +453,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     logs = ProjectConfiguration(project_dir=str(args.output_dir), logging_dir=str(args.output_dir / "logs"))
     accelerator = Accelerator(
-        cpu=torch.accelerator.current_accelerator() is None,  # or several processes would not find each other
+        cpu=not torch.accelerator.is_available(),  # or several processes would not find each other
         mixed_precision=args.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=args.gradient_accumulation_steps, sync_with_dataloader=False
@@ -397,6 +466,7 @@ def main(argv: list[str] | None = None) -> None:
         ],
     )
     check_distribution(accelerator, args)
+    args.mixed_precision = accelerator.mixed_precision
     set_seed(args.seed)
 
     # data
@@ -412,29 +482,31 @@ def main(argv: list[str] | None = None) -> None:
     model = build_model(args, names)
     model_cost = cost(model, (1, args.num_frames, 3, preprocessing.size, preprocessing.size))
     frozen_weights = frozen_fingerprint(model)
-    model, optimizer = accelerator.prepare(model, build_optimizer(args, model))
+    optimizer = build_optimizer(args, model)
     epochs_in_batches = args.num_train_epochs * len(train_loader)
-    max_train_steps = args.max_train_steps or max(1, epochs_in_batches // args.gradient_accumulation_steps)
-    num_warmup_steps = int(args.num_warmup_steps * (max_train_steps if args.num_warmup_steps < 1 else 1))
-    scheduler = get_scheduler(args.lr_scheduler_type, optimizer.optimizer, num_warmup_steps, max_train_steps)
+    args.max_train_steps = args.max_train_steps or max(1, epochs_in_batches // args.gradient_accumulation_steps)
+    num_warmup_steps = int(args.num_warmup_steps * (args.max_train_steps if args.num_warmup_steps < 1 else 1))
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps, args.max_train_steps)
+    model, optimizer = accelerator.prepare(model, optimizer)
     ema = ExponentialMovingAverage(model, args.ema_decay) if args.ema_decay else None
     set_seed(args.seed, device_specific=True)  # dropout differs between processes
 
     # where the run stands: what it is, and what it has to go on from
     batch_size = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-    configuration = {key: plain(value) for key, value in vars(args).items() if key not in MAY_CHANGE}
-    configuration |= {"max_train_steps": max_train_steps, "batch_size": batch_size}
-    configuration |= {"labels": names, "frozen_weights": frozen_weights}
+    configuration = {key: value for key, value in resolved_options(args).items() if key not in MAY_CHANGE}
+    configuration |= {"batch_size": batch_size, "labels": names, "frozen_weights": frozen_weights}
+    configuration["training_videos"] = videos_fingerprint(videos["train"])
     checkpoints = CheckpointFolder(args.output_dir, configuration, args.checkpoints_total_limit)
     state = TrainingState(
         accelerator.unwrap_model(model), optimizer.optimizer, scheduler, train_loader, ema, accelerator.scaler
     )
     step = resume(args, accelerator, checkpoints, state)
-    accelerator.init_trackers("run_video_cls", {k: v for k, v in configuration.items() if isinstance(v, str | float)})
+    simple = {key: value for key, value in configuration.items() if isinstance(value, str | int | float)}
+    accelerator.init_trackers("run_video_cls", simple)
     accelerator.print(
         f"{args.tuner}: {model_cost} per clip of {args.num_frames}x{preprocessing.size}x{preprocessing.size}\n"
         f"{len(train_loader.clips)} videos to train on, {len(eval_loader.clips)} to validate, {len(names)} classes; "
-        f"{batch_size} clips per step, {max_train_steps} steps\n"
+        f"{batch_size} clips per step, {args.max_train_steps} steps\n"
         f"evaluation: {eval_loader.clips.view_plan()}"
     )
 
@@ -455,9 +527,10 @@ def main(argv: list[str] | None = None) -> None:
         return predictions
 
     is_main = accelerator.is_local_main_process
-    progress = tqdm(total=max_train_steps, initial=step, desc="train", unit="step", disable=not is_main)
+    progress = tqdm(total=args.max_train_steps, initial=step, desc="train", unit="step", disable=not is_main)
     meter = Meter(accelerator)
-    while step < max_train_steps:
+    saved_epoch = train_loader.state_dict()["epoch"]
+    while step < args.max_train_steps:
         model.train()
         epoch = train_loader.epoch
         for batch in meter.waiting(train_loader):
@@ -477,24 +550,24 @@ def main(argv: list[str] | None = None) -> None:
                 if ema:
                     ema.update()
             progress.update()
-            if step % args.logging_steps == 0 or step == max_train_steps:
+            is_last = step == args.max_train_steps
+            if step % args.logging_steps == 0 or is_last:
                 values = meter.read() | {"learning_rate": scheduler.get_last_lr()[0], "epoch": epoch}
                 progress.set_postfix({key: f"{value:.3g}" for key, value in values.items()})
                 accelerator.log(values, step=step)
-            epoch_done = train_loader.state_dict()["epoch"] > epoch
-            every = args.checkpointing_steps
-            if every != "no" and (
-                step == max_train_steps or (epoch_done if every == "epoch" else step % int(every) == 0)
-            ):
+            every, now = args.checkpointing_steps, train_loader.state_dict()["epoch"]
+            # with accumulation an epoch may end between two steps: the next one saves
+            if every != "no" and (is_last or (now > saved_epoch if every == "epoch" else step % int(every) == 0)):
                 save_checkpoint(accelerator, checkpoints, state, step, uploads)
-            if args.eval_steps and step % args.eval_steps == 0 and step < max_train_steps:
-                evaluate()
-            if step == max_train_steps:
+                saved_epoch = now
+            if is_last:
                 break
+            if args.eval_steps and step % args.eval_steps == 0:
+                evaluate()
     progress.close()
 
     predictions = evaluate()
-    folder = args.output_dir / ("model" if args.tuner in ("linear_probe", "full") else "adapter")
+    folder = result_folder(args)
     trained = accelerator.unwrap_model(model)
     with averaged():
         weights = accelerator.get_state_dict(model)  # gathered where it is sharded
@@ -502,13 +575,13 @@ def main(argv: list[str] | None = None) -> None:
             trained.save_pretrained(folder, state_dict=weights)
     if accelerator.is_main_process:
         preprocessing.image_processor().save_pretrained(folder)
-        resolved = configuration | {"model_name_or_path": base_name(args.model_name_or_path)}
-        (folder / "training_config.yaml").write_text(yaml.safe_dump(resolved))
+        write_configuration(folder, args, configuration)
         results = {"step": step, **dataclasses.asdict(model_cost)}
         write_results(args, predictions, eval_loader, names, results)
         if uploads:
             uploads.wait()
-            facts = card_facts(args, predictions, train_loader, eval_loader, resolved, model_cost)
+            options = resolved_options(args) | {"batch_size": batch_size}
+            facts = card_facts(args, predictions, train_loader, eval_loader, options, model_cost)
             write_card(trained, folder, facts, uploads.repo_id)
             push_folder(folder, uploads.repo_id, token=args.hub_token)
     accelerator.wait_for_everyone()  # the first process still writes
@@ -516,6 +589,23 @@ def main(argv: list[str] | None = None) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- the results
+
+
+def result_folder(args: argparse.Namespace) -> Path:
+    return args.output_dir / ("model" if args.tuner in ("linear_probe", "full") else "adapter")
+
+
+def resolved_options(args: argparse.Namespace) -> dict:
+    """Every option as it was used, in the form that `--config` takes, without the places of this machine."""
+    options = {key: plain(value) for key, value in vars(args).items() if key not in HERE}
+    names = {"model_name_or_path": base_name(args.model_name_or_path), "dataset_name": hub_name(args.dataset_name)}
+    return options | names
+
+
+def write_configuration(folder: Path, args: argparse.Namespace, configuration: dict) -> None:
+    """Beside the weights: the options, for another run, and what they came to in this one."""
+    (folder / "training_config.yaml").write_text(yaml.safe_dump(resolved_options(args)))
+    (folder / "run.json").write_text(json.dumps(configuration, indent=2) + "\n")
 
 
 def write_results(args, predictions, eval_loader: ClipLoader, names: list[str], facts: dict) -> None:
@@ -530,7 +620,7 @@ def write_results(args, predictions, eval_loader: ClipLoader, names: list[str], 
 
 
 def card_facts(
-    args, predictions, train_loader: ClipLoader, eval_loader: ClipLoader, resolved: dict, model_cost: Cost
+    args, predictions, train_loader: ClipLoader, eval_loader: ClipLoader, options: dict, model_cost: Cost
 ) -> CardFacts:
     """What the card says about this training."""
     metrics = predictions.metrics()
@@ -548,14 +638,12 @@ def card_facts(
         failures=num_eval_videos - metrics.pop("num_videos") + train_loader.num_bad_videos(),
         metrics=metrics,
         view_protocol=f"{args.eval_views} (clips x crops) of {args.num_frames} frames",
-        arguments={key: value for key, value in resolved.items() if key != "labels"},
+        arguments=options,
     )
 
 
 def plain(value):
     """For json and yaml."""
-    if isinstance(value, SchedulerType):
-        return value.value
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
@@ -577,7 +665,12 @@ def dry_run(args: argparse.Namespace) -> list[str]:
     if isinstance(model, PeftModel) and set(args.tuner.split("+")) <= {"zeroi2v", "stdha", "linear_adapter", "lora"}:
         macs, kind = cost(model.merge_and_unload(), shape).macs, "merged"
     views = math.prod(map(int, args.eval_views.split("x")))
+    clips = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    length = f"{args.max_train_steps} steps" if args.max_train_steps else f"{args.num_train_epochs} epochs"
+    warmup = f"{args.num_warmup_steps:g}{' of the' if 0 < args.num_warmup_steps < 1 else ''} steps"
     return [
+        f"clips of a step: {clips} on each process",
+        f"schedule: {length}, {args.lr_scheduler_type}, the first {warmup} warming up",
         f"trainable parameters: {model_cost.trainable_parameters / 1e6:.2f} M, of which the head {head / 1e6:.2f} M",
         f"parameters while training: {model_cost.total_parameters / 1e6:.2f} M",
         f"MACs of a view in training: {model_cost.macs / 1e9:.1f} G",
