@@ -38,6 +38,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import get_scheduler
+from transformers.integrations import unset_hf_deepspeed_config
 
 from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
 from hf_i2v.architectures import image_config
@@ -389,8 +390,12 @@ def check_distribution(accelerator: Accelerator, args: argparse.Namespace) -> No
     """Refuse what accelerate would pass over without a word."""
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
         raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate sees only one")
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != DistributedType.FSDP:
-        raise RuntimeError("accelerate is configured for FSDP, but uses it on several GPUs only; use ddp.yaml here")
+    for kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        wanted = os.environ.get(f"ACCELERATE_USE_{kind.value}") == "true"
+        if wanted and accelerator.distributed_type != kind:
+            raise RuntimeError(
+                f"accelerate is configured for {kind.value}, but uses it on GPUs only; use ddp.yaml here"
+            )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         if args.checkpointing_steps != "no":
             raise RuntimeError("checkpoints do not cover DeepSpeed's shards: use --checkpointing_steps no, or FSDP")
@@ -402,6 +407,7 @@ def check_distribution(accelerator: Accelerator, args: argparse.Namespace) -> No
         config = accelerator.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = args.per_device_train_batch_size
         config["gradient_clipping"] = args.max_grad_norm or 0.0
+        unset_hf_deepspeed_config()  # or transformers would load shards, which no adapter fits; `prepare` makes them
 
 
 def resume(args, accelerator: Accelerator, checkpoints: CheckpointFolder, state: TrainingState) -> int:

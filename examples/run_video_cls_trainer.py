@@ -5,22 +5,36 @@
 
 Options, model, optimiser and clips are those of run_video_cls.py. What the Trainer does its own way: its checkpoints
 (`--resume_from_checkpoint` takes one) read the data again up to where they were, the last incomplete batch of an epoch
-is trained on, evaluation is of one view, an unreadable video stops it, and mixup, cutmix and the averaging of weights
-are left to run_video_cls.py.
+is trained on, evaluation is of one view, an unreadable video stops it, and mixup, cutmix, the averaging of weights and
+the Hub (where the Trainer would put its arguments in a pickle) are left to run_video_cls.py.
 """
 
 import json
 
 import torch
-from run_video_cls import build_clips, build_model, build_optimizer, check_labels, few_shot, parse_args
+from run_video_cls import (
+    MAY_CHANGE,
+    build_clips,
+    build_model,
+    build_optimizer,
+    check_labels,
+    claim,
+    few_shot,
+    parse_args,
+    resolved_options,
+    result_folder,
+    write_configuration,
+)
 from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 
 from hf_i2v.data import collate, preprocessing_from_pretrained, videos_from_args
 from hf_i2v.metrics import VideoClassificationMetric
+from hf_i2v.training_state import frozen_fingerprint, videos_fingerprint
 
 NOT_HERE = {
     **{"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "ema_decay": None, "eval_views": "1x1", "dry_run": False},
     **{"shuffle_buffer_size": None, "max_bad_fraction": 0.01, "push_to_hub": False, "hub_model_id": None},
+    **{"hub_token": None, "hub_private_repo": False},
 }
 
 
@@ -49,7 +63,7 @@ def training_arguments(args) -> TrainingArguments:
         dataloader_num_workers=args.dataloader_num_workers,
         remove_unused_columns=False,  # clips are no rows of a table
         label_names=["labels"],
-        use_cpu=torch.accelerator.current_accelerator() is None,
+        use_cpu=not torch.accelerator.is_available(),
         seed=args.seed,
         **({"save_strategy": "no"} if args.checkpointing_steps == "no" else checkpointing),
     )
@@ -74,6 +88,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     preprocessing = preprocessing_from_pretrained(args.model_name_or_path)
     train_clips, eval_clips = build_clips(args, videos, preprocessing)
     model = build_model(args, names)
+    frozen = frozen_fingerprint(model)
 
     trainer = Trainer(
         model=model,
@@ -84,13 +99,20 @@ def main(argv: list[str] | None = None) -> Trainer:
         compute_metrics=compute_metrics,
         optimizers=(build_optimizer(args, model), None),
     )
+    args.num_labels, args.mixed_precision = len(names), trainer.accelerator.mixed_precision
+    configuration = {key: value for key, value in resolved_options(args).items() if key not in MAY_CHANGE}
+    configuration |= {"script": "run_video_cls_trainer", "labels": names, "batch_size": trainer.args.train_batch_size}
+    configuration |= {"frozen_weights": frozen, "training_videos": videos_fingerprint(videos["train"])}
     if trainer.is_world_process_zero():
+        claim(args.output_dir, configuration)
         print(f"evaluation: {eval_clips.view_plan()}")
     trainer.train(resume_from_checkpoint=str(args.resume_from_checkpoint) if args.resume_from_checkpoint else None)
     metrics = trainer.evaluate()
-    folder = args.output_dir / "adapter"
+    folder = result_folder(args)
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with paths
+        write_configuration(folder, args, configuration)
         preprocessing.image_processor().save_pretrained(folder)
         (args.output_dir / "all_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return trainer

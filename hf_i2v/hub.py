@@ -150,5 +150,5 @@ class CheckpointUploads:
         """Wait for the upload that runs, if one does, and report it if it fails."""
         error = self._running.exception() if self._running is not None else None
         if error is not None:
-            logger.warning("Uploading a checkpoint to %s failed (%s).", self.repo_id, error)
+            logger.warning("Uploading a checkpoint to %s failed (%s); training goes on.", self.repo_id, error)
         return error is None
