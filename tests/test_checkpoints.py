@@ -8,10 +8,11 @@ import resource
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Video
 from torch import nn
 
 from hf_i2v.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
-from hf_i2v.training_state import ExponentialMovingAverage, TrainingState, frozen_fingerprint
+from hf_i2v.training_state import ExponentialMovingAverage, TrainingState, frozen_fingerprint, videos_fingerprint
 
 CONFIGURATION = {"learning_rate": 0.1, "labels": ["a", "b"]}
 
@@ -35,6 +36,16 @@ def test_round_trip_and_rotation(tmp_path):
     assert checkpoint.state == {"step": 10, "rate": [0.1 + 0.2]}
     assert folder.load(folder.path(9)).step == 9
     assert CheckpointFolder(tmp_path / "none", CONFIGURATION).load_last() is None
+
+
+def test_rotation_spares_what_was_just_written_and_what_is_read(tmp_path):
+    folder = saved(tmp_path, 4, 6, total_limit=2)
+    assert folder.save(3, weights(3), {}).exists()  # a run that went back
+    assert folder.steps() == [3, 4]
+    folder.save(5, weights(5), {}, spare=folder.path(3))
+    assert folder.steps() == [3, 4, 5]
+    folder.save(7, weights(7), {})
+    assert folder.steps() == [5, 7]
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.pt", "manifest.json"])
@@ -93,7 +104,7 @@ def test_unwritable_folder_loses_nothing(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # root may write anywhere
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # chmod would not stop root, who runs the tests in containers
     with pytest.raises(CheckpointError, match="Permission denied"):
         folder.save(2, weights(2), {})
     assert folder.steps() == [1] and folder.load_last().step == 1
@@ -179,6 +190,22 @@ def test_average_of_the_weights():
     assert model.weight.item() == 4.0
     with pytest.raises(ValueError, match=r"ema_decay \(1\)"):
         ExponentialMovingAverage(model, 1)
+
+
+def test_fingerprint_of_videos_moves_with_the_folder():
+    def fingerprint(root, names="abc", labels=(0, 1, 0), **columns):
+        videos = [{"path": f"{root}/{name}.mp4", "bytes": None} for name in names]
+        rows = Dataset.from_dict({"video": videos, "label": labels, **columns})
+        return videos_fingerprint(rows.cast_column("video", Video(decode=False)))
+
+    assert fingerprint("/data") == fingerprint("hf://datasets/user/name")
+    others = [
+        ("abd", (0, 1, 0), {}),
+        ("acb", (0, 1, 0), {}),
+        ("abc", (0, 1, 1), {}),
+        ("abc", (0, 1, 0), {"start": [1] * 3}),
+    ]
+    assert all(fingerprint("/data", names, labels, **more) != fingerprint("/data") for names, labels, more in others)
 
 
 def test_fingerprint_is_that_of_the_frozen_weights():
