@@ -41,11 +41,11 @@ def test_round_trip_and_rotation(tmp_path):
 def test_rotation_spares_what_was_just_written_and_what_is_read(tmp_path):
     folder = saved(tmp_path, 4, 6, total_limit=2)
     assert folder.save(3, weights(3), {}).exists()  # a run that went back
-    assert folder.steps() == [3, 4]
-    folder.save(5, weights(5), {}, spare=folder.path(3))
-    assert folder.steps() == [3, 4, 5]
-    folder.save(7, weights(7), {})
-    assert folder.steps() == [5, 7]
+    assert folder.steps() == [3, 6]
+    folder.save(8, weights(8), {}, spare=folder.path(3))
+    assert folder.steps() == [3, 6, 8]
+    folder.save(9, weights(9), {})
+    assert folder.steps() == [8, 9]
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "state.pt", "manifest.json"])

@@ -105,4 +105,5 @@ def test_options_are_not_abbreviated(script, capsys):
 def test_every_schedule_needs_the_steps_only(script):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))])
     for name in script.SCHEDULES:
+        optimizer.step()
         script.get_scheduler(name, optimizer, 1, 2).step()
