@@ -3,24 +3,22 @@
     python examples/check_videos.py --train_dir data/train --validation_dir data/validation --num_workers 8
 
 Each video is opened, its frames are counted, and those of a clip over its whole length are decoded (`--all_frames`:
-all of them). `--output_file` gets a JSON line per bad video. The exit status is 1 if there is any.
+all of them); where a list says start and end, those between. `--output_file` gets a JSON line per bad video as it is
+found. A video that kills the process that decodes it is one, too. The exit status is 1 if there is any.
 """
 
 import argparse
 import json
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
 from tqdm import tqdm
 
-from hf_i2v.data import (
-    VideoDecodeError,
-    add_data_arguments,
-    open_video,
-    uniform_indices,
-    videos_from_args,
-)
+from hf_i2v.data import VideoDecodeError, add_data_arguments, open_video, uniform_indices, videos_from_args
+from hf_i2v.data.datasets import frames_between
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,30 +36,70 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 _rows = None  # of the split at hand; forked workers inherit it
 
 
-def check(job: tuple[int, int | None]) -> dict | None:
+def check(index: int, num_frames: int | None) -> str | None:
     """What is wrong with a video, or None; frames are decoded in parts, so that long videos fit in memory."""
-    index, num_frames = job
     row = _rows[index]
     try:
         with open_video(row) as video:
-            wanted = range(video.num_frames)
+            first, length = 0, video.num_frames
+            if row.get("start") is not None or row.get("end") is not None:
+                first, length = frames_between(video, row["start"], row["end"])
+            wanted = range(length)
             if num_frames is not None:
-                wanted = uniform_indices(num_video_frames=video.num_frames, num_frames=num_frames)
+                wanted = uniform_indices(num_video_frames=length, num_frames=num_frames)
             for start in range(0, len(wanted), 32):
-                video.frames(wanted[start : start + 32])
+                video.frames([first + number for number in wanted[start : start + 32]])
     except VideoDecodeError as error:
-        return {"id": index, "path": row["video"]["path"], "reason": str(error)}
+        return str(error)
+    except Exception as error:  # a scan goes on, whatever a file makes a library do
+        return f"{row['video']['path']}: {type(error).__name__}: {error}"
     return None
 
 
 def bad_videos(rows, num_frames: int | None, num_workers: int, title: str) -> Iterator[dict]:
+    """Bad videos as they are found."""
     global _rows
     _rows = rows
-    jobs = [(index, num_frames) for index in range(len(rows))]
-    with get_context("fork").Pool(num_workers) as pool:
-        for bad in tqdm(pool.imap_unordered(check, jobs, chunksize=4), total=len(jobs), desc=title, unit="video"):
-            if bad is not None:
-                yield bad
+    waiting = list(range(len(rows)))[::-1]
+    with tqdm(total=len(rows), desc=title, unit="video") as progress:
+        while waiting:
+            suspects = []
+            for index, reason in _checked(waiting, num_frames, num_workers, suspects):
+                progress.update()
+                if reason is not None:
+                    yield _bad(index, reason)
+            for index in suspects:  # each in a process of its own, one of them dies again
+                lost = []
+                reasons = [reason for _, reason in _checked([index], num_frames, 1, lost)]
+                progress.update()
+                if lost:
+                    reasons = [f"{rows[index]['video']['path']}: decoding it kills the process"]
+                if reasons[0] is not None:
+                    yield _bad(index, reasons[0])
+
+
+def _bad(index: int, reason: str) -> dict:
+    return {"id": index, "path": _rows[index]["video"]["path"], "reason": reason}
+
+
+def _checked(
+    waiting: list[int], num_frames: int | None, num_workers: int, lost: list[int]
+) -> Iterator[tuple[int, str | None]]:
+    """Take videos from the end of `waiting` and give each with what is wrong with it, until none is left or a worker
+    dies; then `lost` are those that were under way."""
+    at_work: dict[Future, int] = {}
+    with ProcessPoolExecutor(num_workers, mp_context=get_context("fork")) as pool:  # forked workers inherit the rows
+        while waiting or at_work:
+            try:
+                while waiting and len(at_work) < 2 * num_workers:
+                    future = pool.submit(check, waiting[-1], num_frames)
+                    at_work[future] = waiting.pop()
+                for future in wait(at_work, return_when=FIRST_COMPLETED).done:
+                    reason = future.result()
+                    yield at_work.pop(future), reason
+            except BrokenProcessPool:
+                lost += sorted(at_work.values())
+                return
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,10 +108,11 @@ def main(argv: list[str] | None = None) -> int:
     counts = {}
     with open(args.output_file, "w", encoding="utf-8") as file:
         for split, rows in videos_from_args(args).items():
-            found = sorted(bad_videos(rows, num_frames, args.num_workers, split), key=lambda bad: bad["id"])
-            for bad in found:
+            count = 0
+            for count, bad in enumerate(bad_videos(rows, num_frames, args.num_workers, split), start=1):  # noqa: B007
                 file.write(json.dumps({"split": split, **bad}, ensure_ascii=False) + "\n")
-            counts[split] = (len(found), len(rows))
+                file.flush()
+            counts[split] = (count, len(rows))
     for split, (bad, total) in counts.items():
         print(f"{split}: {bad} of {total} videos cannot be used ({100 * bad / total:.2f} %)")
     any_bad = any(bad for bad, _ in counts.values())

@@ -102,7 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--crop_scale", type=float, nargs=2, default=(0.5, 1.0), help="share of the frame that a training crop covers")
     add("--short_side", type=int, nargs=2, help="jitter of the short side in pixels, in place of --crop_scale")
     add("--flip", type=float, default=0.0, help="probability of mirroring a training clip")
-    add("--flip_labels", type=Path, help="json file {class: class that it becomes when mirrored}")
+    add("--flip_labels", type=json_pairs, help="json file {class: class that it becomes when mirrored}")
     add("--color_jitter", type=float, default=0.0)
     add("--rand_augment", type=float, nargs=2, metavar=("OPERATIONS", "MAGNITUDE"))
     add("--random_erasing", type=float, default=0.0, help="probability")
@@ -173,6 +173,14 @@ def recipe_arguments(parser: argparse.ArgumentParser, path: Path) -> list[str]:
         elif value is not None:
             arguments += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
     return arguments
+
+
+def json_pairs(path: str) -> dict[str, str]:
+    """The content of the file, not its place, becomes a part of the configuration."""
+    pairs = json.loads(Path(path).read_text())
+    if not isinstance(pairs, dict):
+        raise argparse.ArgumentTypeError(f"{path} holds {pairs!r:.60}, expected {{class: class}}")
+    return pairs
 
 
 # ---------------------------------------------------------------------------------------------------- the model
@@ -262,9 +270,8 @@ def build_clips(args: argparse.Namespace, videos, preprocessing) -> tuple[VideoC
         rand_augment=args.rand_augment and (int(args.rand_augment[0]), args.rand_augment[1]),
         erase=args.random_erasing,
     )
-    flip_labels = json.loads(args.flip_labels.read_text()) if args.flip_labels else None
     train_clips = VideoClips(
-        videos["train"], transform=augmentation, train=True, seed=args.seed, flip_labels=flip_labels, **sampling
+        videos["train"], transform=augmentation, train=True, seed=args.seed, flip_labels=args.flip_labels, **sampling
     )
     transform = eval_transform(**pixels, num_crops=num_crops)
     eval_clips = VideoClips(videos["validation"], transform=transform, train=False, num_clips=num_clips, **sampling)
@@ -427,7 +434,8 @@ def main(argv: list[str] | None = None) -> None:
     accelerator.print(
         f"{args.tuner}: {model_cost} per clip of {args.num_frames}x{preprocessing.size}x{preprocessing.size}\n"
         f"{len(train_loader.clips)} videos to train on, {len(eval_loader.clips)} to validate, {len(names)} classes; "
-        f"{batch_size} clips per step, {max_train_steps} steps"
+        f"{batch_size} clips per step, {max_train_steps} steps\n"
+        f"evaluation: {eval_loader.clips.view_plan()}"
     )
 
     uploads = None
@@ -540,7 +548,7 @@ def card_facts(
         cost=model_cost,
         num_train_videos=len(files),
         num_eval_videos=num_eval_videos,
-        failures=num_eval_videos - metrics.pop("num_videos") + len(train_loader.failures),
+        failures=num_eval_videos - metrics.pop("num_videos") + train_loader.num_bad_videos(),
         metrics=metrics,
         view_protocol=f"{args.eval_views} (clips x crops) of {args.num_frames} frames",
         arguments={key: value for key, value in resolved.items() if key != "labels"},

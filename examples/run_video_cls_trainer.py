@@ -5,7 +5,8 @@
 
 Options, model, optimiser and clips are those of run_video_cls.py. What the Trainer does its own way: its checkpoints
 (`--resume_from_checkpoint` takes one) read the data again up to where they were, the last incomplete batch of an epoch
-is trained on, evaluation is of one view, and mixup, cutmix and the averaging of weights are left to run_video_cls.py.
+is trained on, evaluation is of one view, an unreadable video stops it, and mixup, cutmix and the averaging of weights
+are left to run_video_cls.py.
 """
 
 import json
@@ -17,7 +18,10 @@ from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 from hf_i2v.data import collate, preprocessing_from_pretrained, videos_from_args
 from hf_i2v.metrics import VideoClassificationMetric
 
-NOT_HERE = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "ema_decay": None, "eval_views": "1x1"}
+NOT_HERE = {
+    **{"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "ema_decay": None, "eval_views": "1x1", "dry_run": False},
+    **{"shuffle_buffer_size": None, "max_bad_fraction": 0.01, "push_to_hub": False, "hub_model_id": None},
+}
 
 
 def training_arguments(args) -> TrainingArguments:
@@ -60,6 +64,8 @@ def main(argv: list[str] | None = None) -> Trainer:
     args = parse_args(argv)
     if used := [name for name, off in NOT_HERE.items() if getattr(args, name) != off]:
         raise SystemExit(f"--{', --'.join(used)}: only with run_video_cls.py")
+    if args.on_bad_video not in (None, "error"):
+        raise SystemExit(f"--on_bad_video {args.on_bad_video}: only with run_video_cls.py, here it is always 'error'")
     set_seed(args.seed)
     videos = videos_from_args(args)
     names = check_labels(args, videos)
@@ -78,6 +84,8 @@ def main(argv: list[str] | None = None) -> Trainer:
         compute_metrics=compute_metrics,
         optimizers=(build_optimizer(args, model), None),
     )
+    if trainer.is_world_process_zero():
+        print(f"evaluation: {eval_clips.view_plan()}")
     trainer.train(resume_from_checkpoint=str(args.resume_from_checkpoint) if args.resume_from_checkpoint else None)
     metrics = trainer.evaluate()
     folder = args.output_dir / "adapter"

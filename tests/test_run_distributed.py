@@ -106,6 +106,7 @@ def test_ddp_equals_one_process(place, arguments, one_process):
     run = launch(accelerate_launch("ddp"), arguments | {"output_dir": output_dir, "per_device_train_batch_size": 2})
     assert run.returncode == 0, run.stderr[-3000:]
     assert "4 clips per step" in run.stdout and run.stdout.count("top-1") == 1
+    assert run.stdout.count("1 clips × 1 crops = 1 forward passes per video") == 1
     assert_equals(output_dir, one_process)
 
     # its checkpoint carries the run on in one process

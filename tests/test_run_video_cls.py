@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,14 +73,20 @@ def test_everything_at_once(script, arguments, tmp_path, capsys):
         "mixed_precision": "bf16",
         "gradient_checkpointing": True,
         "eval_views": "2x3",
+        "flip": 0.5,
+        "flip_labels": tmp_path / "flip.json",
         "eval_steps": 3,
         "with_tracking": True,
         "logging_steps": 2,
         "checkpointing_steps": "epoch",
     }
+    (tmp_path / "flip.json").write_text('{"dark": "dark"}')
     script.main(command_line(arguments | options))
     run = tmp_path / "run"
-    assert "8 videos to train on, 4 to validate, 2 classes; 4 clips per step, 6 steps" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "8 videos to train on, 4 to validate, 2 classes; 4 clips per step, 6 steps" in printed
+    plan = "evaluation: 4 frames of stride 1 × 2 clips × 3 crops = 6 forward passes per video"
+    assert printed.count(plan) == printed.count("forward passes") == 1
     assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]  # 2 steps an epoch
 
     saved = load_file(run / "adapter" / "adapter_model.safetensors")
@@ -103,7 +112,9 @@ def test_everything_at_once(script, arguments, tmp_path, capsys):
     assert Image.open(run / "confusion_matrix.png").size[0] > 48
     config = (run / "adapter" / "training_config.yaml").read_text()
     assert yaml.safe_load(config)["head_learning_rate"] == 0.5
-    assert str(tmp_path) not in config and str(arguments["train_dir"]) not in config
+    assert yaml.safe_load(config)["flip_labels"] == {"dark": "dark"}  # and not where the file lies
+    for place in (tmp_path, arguments["train_dir"], arguments["model_name_or_path"]):
+        assert str(place) not in config
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora", "stdha+lora", "st_adapter+inti"])
@@ -160,7 +171,7 @@ def test_few_shot_is_seeded(script, place):
         drawn(8, 0)
 
 
-def test_push_to_hub(script, arguments, tmp_path, monkeypatch):
+def test_push_to_hub(script, arguments, tmp_path, monkeypatch, caplog):
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "hub"))
     from hub_server import TOKEN, HubServer
 
@@ -169,6 +180,16 @@ def test_push_to_hub(script, arguments, tmp_path, monkeypatch):
     with HubServer() as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
         options = {"push_to_hub": True, "hub_model_id": "tester/digits", "hub_token": TOKEN, "checkpointing_steps": 2}
+        bad = Path(shutil.copytree(arguments["train_dir"], tmp_path / "train")) / "dark/1.mp4"
+        bad.write_bytes(b"torn")  # in both epochs of 3 steps
+        options |= {
+            "train_dir": tmp_path / "train",
+            "max_bad_fraction": 0.2,
+            "max_train_steps": 6,
+            "checkpointing_steps": 6,
+        }
+        options["flip_labels"] = tmp_path / "flip.json"
+        options["flip_labels"].write_text('{"light": "light"}')
         script.main(command_line(arguments | options))
         files = server.repositories["tester/digits"].files
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= files.keys()
@@ -176,6 +197,9 @@ def test_push_to_hub(script, arguments, tmp_path, monkeypatch):
     card = files["README.md"].decode()
     assert "1x1 (clips x crops) of 4 frames" in card and "videos to train on: 12" in card
     everything = b"".join(content for name, content in files.items() if not name.endswith(".safetensors"))
+    assert re.search(r"videos that could not be read\W+1\b", card)
+    assert "training, epoch 1: 1 failures to read a video" in caplog.text  # although the last step leaves the epoch
+    assert b"light: light" in files["training_config.yaml"]
     for secret in (TOKEN, str(tmp_path), str(arguments["model_name_or_path"])):
         assert secret.encode() not in everything
     assert not [p for p in (tmp_path / "run").rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
@@ -211,6 +235,13 @@ def test_clips_shorter_than_an_offset_are_refused(script, arguments):
         script.main(command_line(arguments | {"tuner_config": ["time_offsets=[-4, 1]"]}))
 
 
+def test_flip_labels_that_are_no_pairs_are_refused(script, arguments, tmp_path, capsys):
+    (tmp_path / "flip.json").write_text('["left", "right"]')
+    with pytest.raises(SystemExit):
+        script.main(command_line(arguments | {"flip_labels": tmp_path / "flip.json"}))
+    assert "flip.json holds ['left', 'right'], expected {class: class}" in capsys.readouterr().err
+
+
 def test_a_stream_without_an_end_is_refused(script, arguments, capsys):
     with pytest.raises(SystemExit):
         script.main(command_line(arguments | {"streaming": True, "max_train_steps": None}))
@@ -242,7 +273,7 @@ def test_another_base_is_refused(script, arguments, tmp_path):
 # -------------------------------------------------------------------------------------- transformers.Trainer
 
 
-def test_trainer_is_in_step(script, arguments, tmp_path):
+def test_trainer_is_in_step(script, arguments, tmp_path, capsys):
     """All videos in one batch, whose order then does not matter: the same losses, step by step."""
     options = {
         "per_device_train_batch_size": 12,
@@ -264,11 +295,13 @@ def test_trainer_is_in_step(script, arguments, tmp_path):
 
     other = arguments | options | {"output_dir": tmp_path / "trainer", "with_tracking": None}
     trainer = load_script("run_video_cls_trainer").main(command_line(other))
+    assert "4 frames over the video × 1 clips × 1 crops = 1 forward passes per video" in capsys.readouterr().out
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses == pytest.approx(expected, abs=1e-4)  # the Trainer rounds to 4 digits
     results = [json.loads((tmp_path / n / "all_results.json").read_text()) for n in ("run", "trainer")]
     for name in ("eval_accuracy", "eval_top5_accuracy", "eval_mean_class_accuracy"):
         assert results[0][name] == results[1][name]
     assert (tmp_path / "trainer" / "adapter" / "adapter_model.safetensors").exists()
-    with pytest.raises(SystemExit, match="--ema_decay"):
-        load_script("run_video_cls_trainer").main(command_line(other | {"ema_decay": 0.9}))
+    for option, value in (("ema_decay", 0.9), ("on_bad_video", "skip"), ("max_bad_fraction", 0.1)):
+        with pytest.raises(SystemExit, match=f"--{option}.*only with run_video_cls.py"):
+            load_script("run_video_cls_trainer").main(command_line(other | {option: value}))

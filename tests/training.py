@@ -8,6 +8,7 @@ import signal
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -75,9 +76,9 @@ def command_line(arguments: dict) -> list[str]:
     return parts
 
 
-def start_forked(argv: list[str], log: Path) -> int:
-    """The script in a forked process, which has torch imported already; gives its id."""
-    main = load_script("run_video_cls").main
+def start_forked(argv: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> int:
+    """The script in a forked process, which has torch imported already and calls `prepare` first; gives its id."""
+    script = load_script("run_video_cls")
     process = os.fork()
     if process:
         return process
@@ -87,7 +88,8 @@ def start_forked(argv: list[str], log: Path) -> int:
         for number in (1, 2):
             os.dup2(output, number)
         sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
-        main(argv)
+        prepare()
+        script.main(argv)
         code = 0
     except BaseException:
         import traceback

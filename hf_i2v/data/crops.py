@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch.nn import functional as F
@@ -53,6 +53,7 @@ class ThreeCrops:
     """
 
     size: int
+    num_crops: ClassVar[int] = 3
 
     def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         height, width = frames_TCHW.shape[-2:]

@@ -6,6 +6,7 @@ Shape suffixes: B clip, T frame, C channel, H height, W width.
 import bisect
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,12 +17,16 @@ from torch.utils.data import default_collate
 
 from .decode import VideoDecodeError
 from .references import Backend, open_video, version
-from .sampling import ShortVideoPolicy, dense_indices, uniform_clips, uniform_indices
+from .sampling import ShortVideoError, ShortVideoPolicy, dense_indices, uniform_clips, uniform_indices
 from .transforms import Compose, Normalize, RandomHorizontalFlip, Transform
 
 logger = logging.getLogger(__name__)
 
-_SIDES = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+_SIDES = re.compile(r"left|right", re.IGNORECASE)  # also in "leftwards", "turnright"
+_NO_SIDES = re.compile(  # words that mean no side
+    r"(?<![a-z])((al|b|birth|copy|f|forth|out|sp|up|(cart|mill|play|ship|wheel)?w)right|right(eous|ful)|cleft|leftover)",
+    re.IGNORECASE,
+)
 _CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
@@ -43,7 +48,8 @@ class VideoClips(torch.utils.data.Dataset):
             apart (`dense_indices`).
         num_clips: clips per video, for testing.
         flip_labels: pairs of class names that a horizontal flip swaps, e.g. {"Pushing left": "Pushing right"}. Without
-            it, where names have the words left or right, clips are not flipped, and a warning says so.
+            it, where names have left or right in them ("leftwards", not "bright"), clips are not flipped, which a
+            warning says.
         backend: who decodes: "pyav", or "torchcodec" where that is installed.
 
     Raises:
@@ -124,15 +130,18 @@ class VideoClips(torch.utils.data.Dataset):
         With several views, clips × crops, `pixel_values` are (V, T, C, H, W), the crops of a clip next to each other.
 
         Raises:
-            VideoDecodeError: the video cannot be read.
+            VideoDecodeError: the video cannot be read, or is too short under the policy "error".
         """
         row = self.dataset[index]
         generator = seeded_generator(self.seed, epoch, index) if self.train else None
         with open_video(row, self.backend) as reader:
             first, num_video_frames = 0, reader.num_frames
             if row.get("start") is not None or row.get("end") is not None:
-                first, num_video_frames = _frames_between(reader, row["start"], row["end"])
-            clips = self._sample(num_video_frames, generator)
+                first, num_video_frames = frames_between(reader, row["start"], row["end"])
+            try:
+                clips = self._sample(num_video_frames, generator)
+            except ShortVideoError as error:
+                raise VideoDecodeError(f"{reader.name}: {error}") from error
             frames_TCHW = reader.frames([first + index for clip in clips for index in clip])
         if self.num_clips > 1 and len({tuple(clip) for clip in clips}) < self.num_clips and not self._said_identical:
             self._said_identical = True
@@ -162,13 +171,12 @@ class VideoClips(torch.utils.data.Dataset):
         return frames_TCHW
 
     def view_plan(self) -> str:
-        """What evaluating a video takes, in words; the first video is decoded for it."""
-        views = self[0]["pixel_values"]
-        num_views = 1 if views.ndim == 4 else len(views)
+        """What evaluating a video takes, in words."""
+        num_crops = math.prod(getattr(part, "num_crops", 1) for part in self._uint8_parts)
         spread = "over the video" if self.frame_stride is None else f"of stride {self.frame_stride}"
         return (
-            f"{self.num_frames} frames {spread} × {self.num_clips} clips × {num_views // self.num_clips} crops = "
-            f"{num_views} forward passes per video"
+            f"{self.num_frames} frames {spread} × {self.num_clips} clips × {num_crops} crops = "
+            f"{self.num_clips * num_crops} forward passes per video"
         )
 
     def _sample(self, num_video_frames: int, generator: torch.Generator | None) -> list[list[int]]:
@@ -197,7 +205,7 @@ def _flipped_labels(
     """The flip, or None where it would make labels wrong, and what the labels that change become."""
     feature = dataset.features["label"]
     names = feature.names if isinstance(feature, ClassLabel) else []
-    sided = [name for name in names if _SIDES.search(_CAMEL_CASE.sub(" ", name))]
+    sided = [name for name in names if _SIDES.search(_NO_SIDES.sub("", _CAMEL_CASE.sub(" ", name)))]
     if pairs is None and sided:
         logger.warning(
             "clips are not flipped: %s classes speak of left or right (%s); give flip_labels to flip them",
@@ -214,7 +222,7 @@ def _flipped_labels(
     return flip, {number[here]: number[there] for here, there in pairs.items()}
 
 
-def _frames_between(reader, start: float | None, end: float | None) -> tuple[int, int]:
+def frames_between(reader, start: float | None, end: float | None) -> tuple[int, int]:
     """First frame and number of frames of the part of a video in the half-open range of seconds."""
     times = reader.times()
     first = bisect.bisect_left(times, start or 0.0)

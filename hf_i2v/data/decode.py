@@ -237,7 +237,12 @@ class VideoReader:
             if frame.is_corrupt:  # later frames may be predicted from it, and FFmpeg does not mark those
                 raise VideoDecodeError(f"{self.name}: frame {number} is damaged")
             if number == wanted[len(frames_HWC)]:
-                frames_HWC.append(self._to_rgb(frame, short_side))
+                try:
+                    frames_HWC.append(self._to_rgb(frame, short_side))
+                except av.error.FFmpegError as error:
+                    raise VideoDecodeError(
+                        f"{self.name}: frame {number} cannot be converted ({error.strerror})"
+                    ) from error
                 if len(frames_HWC) == len(wanted):
                     return frames_HWC
         raise VideoDecodeError(
@@ -349,6 +354,6 @@ def _open(source: VideoSource, name: str) -> tuple[av.container.InputContainer, 
     if size == 0:
         raise VideoDecodeError(f"{name}: the file is empty (0 bytes)")
     try:
-        return av.open(file), size
+        return av.open(file, metadata_errors="ignore"), size  # titles may be in any encoding
     except (av.error.FFmpegError, OSError) as error:
         raise VideoDecodeError(f"{name}: not a video file, or a damaged one ({error.strerror})") from error

@@ -61,17 +61,24 @@ class FailureLog:
             )
 
     def report(self, epoch: int) -> None:
-        """Say how many failures an epoch had, if it had any."""
+        """Say how many failures of this rank an epoch had, if it had any."""
         count = sum(failure["epoch"] == epoch for failure in self.failures)
         if count:
+            what = "training" if self.train else "evaluation"
             where = "" if self.path is None else f", listed in {self.path}"
-            logger.warning("epoch %s: %s failures to read a video%s", epoch, count, where)
+            logger.warning("%s, epoch %s: %s failures to read a video%s", what, epoch, count, where)
 
-    def _bad_videos(self) -> dict[int, str]:
-        """Reasons by id, each video once."""
+    def num_bad_videos(self) -> int:
+        """Of all ranks and earlier runs, where they share a file."""
+        return len(self._bad_videos(start=0))
+
+    def _bad_videos(self, start: int | None = None) -> dict[int, str]:
+        """Reasons by id, each video once; from this place of the file on, default where this run began."""
         failures = self.failures
         if self.path is not None:
+            if not self.path.exists():
+                return {}
             with open(self.path, "rb") as file:
-                file.seek(self._file_start)
+                file.seek(self._file_start if start is None else start)
                 failures = [json.loads(line) for line in file]
         return {failure["id"]: failure["reason"] for failure in failures if failure["train"] == self.train}

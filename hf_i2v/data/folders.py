@@ -15,8 +15,11 @@ from datasets.packaged_modules.videofolder.videofolder import VIDEO_EXTENSIONS
 
 from .frame_folder import FRAME_SUFFIXES
 from .lists import ListedVideo
+from .references import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
+
+_VIDEO_SUFFIXES = {*VIDEO_EXTENSIONS, *(f".{suffix}" for suffix in VIDEO_SUFFIXES)}
 
 
 def load_video_folder(train_dir: str | os.PathLike, validation_dir: str | os.PathLike | None = None) -> DatasetDict:
@@ -84,11 +87,22 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def has_frame_folders(folder: str | os.PathLike) -> bool:
-    """Whether the videos of the first class that has any are folders of pictures."""
-    for name in sorted(os.listdir(folder)):
-        for video in _visible_folders(Path(folder, name)):
-            return any(file.suffix.lower() in FRAME_SUFFIXES for file in video.iterdir())
-    return False
+    """Whether the videos in class folders are folders of pictures.
+
+    Raises:
+        ValueError: some are, and others are files.
+    """
+    file, frames = None, None
+    for class_folder in _visible_folders(Path(folder)):
+        entries = sorted(p for p in class_folder.iterdir() if not p.name.startswith((".", "__")))
+        file = file or next((p for p in entries if p.suffix.lower() in _VIDEO_SUFFIXES and p.is_file()), None)
+        frames = frames or next((p for p in entries if p.is_dir() and _has_pictures(p)), None)
+    if file and frames:
+        raise ValueError(
+            f"{folder} holds both video files ({file}) and folders of frames ({frames}); move one kind elsewhere, or "
+            "name the videos in a list"
+        )
+    return frames is not None
 
 
 def frame_folders(folder: str | os.PathLike) -> list[ListedVideo]:
@@ -104,6 +118,10 @@ def frame_folders(folder: str | os.PathLike) -> list[ListedVideo]:
             raise ValueError(f"class folder {class_folder} has no folders of frames; add some or remove it")
         listed += [ListedVideo(str(video.resolve()), class_folder.name) for video in videos]
     return listed
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(file.suffix.lower() in FRAME_SUFFIXES for file in folder.iterdir())
 
 
 def _visible_folders(folder: Path) -> list[Path]:

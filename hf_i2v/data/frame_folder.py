@@ -24,12 +24,15 @@ class FrameFolder:
         path: folder of pictures of one size, e.g. `img_00001.jpg`.
 
     Raises:
-        VideoDecodeError: no picture in it.
+        VideoDecodeError: it cannot be read, or has no picture in it.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.name = os.fspath(path)
-        files = [file for file in Path(path).iterdir() if file.suffix.lower() in FRAME_SUFFIXES]
+        try:
+            files = [file for file in Path(path).iterdir() if file.suffix.lower() in FRAME_SUFFIXES]
+        except OSError as error:
+            raise VideoDecodeError(f"{self.name}: the folder cannot be read ({error.strerror})") from error
         self._files = sorted(files, key=_number)
         self.num_frames = len(self._files)
         if not self._files:
@@ -40,6 +43,16 @@ class FrameFolder:
 
     def __exit__(self, *exception) -> None:
         pass
+
+    def times(self) -> list[float]:
+        """Nobody knows: pictures have no time stamps.
+
+        Raises:
+            VideoDecodeError: always.
+        """
+        raise VideoDecodeError(
+            f"{self.name}: a folder of frames has no time stamps, so that start and end mean nothing"
+        )
 
     def frames(self, indices: Sequence[int]) -> torch.Tensor:
         """The frames of these numbers, uint8 RGB (T, C, H, W).
@@ -56,7 +69,7 @@ class FrameFolder:
             try:
                 with Image.open(self._files[index]) as picture:
                     pictures[index] = np.asarray(picture.convert("RGB"))
-            except OSError as error:
+            except Exception as error:  # Pillow's readers raise whatever they stumble over, also ValueError and others
                 raise VideoDecodeError(f"{self._files[index]}: not a picture, or a damaged one ({error})") from error
         if len({picture.shape for picture in pictures.values()}) > 1:
             sizes = sorted({picture.shape[:2] for picture in pictures.values()})

@@ -16,8 +16,12 @@ import json
 import logging
 import os
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
+
+from .frame_folder import FRAME_SUFFIXES
+from .references import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -58,24 +62,39 @@ def read_list(
         if not files:
             raise FileNotFoundError(f"no file matches {file}")
         root = Path(video_dir or file.parent)
+        refuse_column_names(file, video_column_name, label_column_name)
         return [video for found in files for video in _hmdb51(found, root, split)]
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
     root = Path(video_dir or file.parent)
     if file.suffix == ".json":
+        refuse_column_names(file, video_column_name, label_column_name)
         return _something_something(file, root)
     lines = file.read_text(encoding="utf-8-sig").splitlines()
     lines = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not lines:
         raise ValueError(f"{file} is empty")
+    has_columns = file.suffix in (".csv", ".tsv") and ("\t" if file.suffix == ".tsv" else ",") in lines[0][1]
+    if not has_columns:
+        refuse_column_names(file, video_column_name, label_column_name)
     if re.fullmatch(r"(train|test|val)list\d*\.txt", file.name):
         paths = [re.sub(r"\s+\d+\s*$", "", line).strip() for _, line in lines]
         return [ListedVideo(str(root / path), os.path.basename(os.path.dirname(path))) for path in paths]
-    if file.suffix in (".csv", ".tsv") and (delimiter := "\t" if file.suffix == ".tsv" else ",") in lines[0][1]:
+    if has_columns:
+        delimiter = "\t" if file.suffix == ".tsv" else ","
         rows = list(csv.reader([line for _, line in lines], delimiter=delimiter))
         numbers = [number for number, _ in lines]
         return _csv(file, root, numbers, rows, video_column_name, label_column_name)
     return [_path_and_label(file, root, number, line) for number, line in lines]
+
+
+def refuse_column_names(source: str | os.PathLike, video_column_name: str, label_column_name: str) -> None:
+    """Say that a source has no columns, where some are named."""
+    if (video_column_name, label_column_name) != ("video", "label"):
+        raise ValueError(
+            f"{source} has no columns, but video_column_name is {video_column_name!r} and label_column_name "
+            f"{label_column_name!r}; leave them out"
+        )
 
 
 def read_class_names(file: str | os.PathLike) -> list[str]:
@@ -107,6 +126,8 @@ def _csv(file: Path, root: Path, numbers: list[int], rows: list[list[str]], vide
     first = [cell.strip() for cell in rows[0]]
     kinetics = {"label", "youtube_id", "time_start", "time_end"} <= set(first)
     usual = {"video", "path", "file", "filename", "file_name", "video_path", "label", "class", video, label}
+    if kinetics:
+        refuse_column_names(f"{file} is a Kinetics csv: it", video, label)
     header = kinetics or any(cell.lower() in usual for cell in first)
     columns = first if header else [video, label, "start", "end"][: len(first)]
     if not kinetics and not {video, label} <= set(columns):
@@ -138,9 +159,9 @@ def _kinetics(file: Path, root: Path, listed: list[ListedVideo]) -> list[ListedV
     for video in listed:
         if video.start is None or video.end is None:
             raise ValueError(f"{file}: {video.path} has no time_start or time_end")
-        if (path := files.get(f"{video.path}_{int(video.start):06d}_{int(video.end):06d}")) is not None:
+        if path := _one_of(files.get(f"{video.path}_{int(video.start):06d}_{int(video.end):06d}")):
             found.append(ListedVideo(path, video.label))
-        elif (path := files.get(video.path)) is not None:
+        elif path := _one_of(files.get(video.path)):
             found.append(video._replace(path=path))
         else:
             missing.append(video.path)
@@ -153,7 +174,7 @@ def _something_something(file: Path, root: Path) -> list[ListedVideo]:
     for entry in json.loads(file.read_text(encoding="utf-8")):
         if not isinstance(entry, dict) or not {"id", "template"} <= set(entry):
             raise ValueError(f"{file}: expected entries with 'id' and 'template', found {entry}")
-        path = files.get(str(entry["id"]))
+        path = _one_of(files.get(str(entry["id"])))
         if path is None:
             missing.append(str(entry["id"]))
         else:
@@ -176,13 +197,24 @@ def _hmdb51(file: Path, root: Path, split: str) -> list[ListedVideo]:
     return listed
 
 
-def _files_by_stem(root: Path) -> dict[str, str]:
-    """Files (and folders of frames) below a folder by name without suffix: these lists do not name their folder."""
-    found, frames = {}, {}
+def _files_by_stem(root: Path) -> dict[str, list[str]]:
+    """Video files and folders of frames below a folder, by name without suffix: these lists name no folder."""
+    found = defaultdict(list)
     for folder, folders, names in os.walk(root):
-        frames.update((name, os.path.join(folder, name)) for name in folders)
-        found.update((Path(name).stem, os.path.join(folder, name)) for name in names)
-    return frames | found
+        folders.sort()
+        suffixes = [Path(name).suffix.lower() for name in names]
+        videos = [name for name, suffix in zip(names, suffixes, strict=True) if suffix[1:] in VIDEO_SUFFIXES]
+        for name in sorted(videos):
+            found[Path(name).stem].append(os.path.join(folder, name))
+        if not videos and any(suffix in FRAME_SUFFIXES for suffix in suffixes):
+            found[os.path.basename(folder)].append(folder)
+    return found
+
+
+def _one_of(paths: list[str] | None) -> str | None:
+    if paths and len(paths) > 1:
+        raise ValueError(f"which of {paths[:5]} is meant? The list names no folder and no suffix; keep one of them")
+    return paths[0] if paths else None
 
 
 def _without_missing(file: Path, root: Path, found: list[ListedVideo], missing: list[str]) -> list[ListedVideo]:

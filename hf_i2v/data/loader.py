@@ -8,6 +8,7 @@ state is (epoch, samples taken), and resuming costs nothing, also with another n
     rank       0 1 0 1 | 0 1 0 1 | 0 1          drop_last: the third step is left out
 """
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from .datasets import VideoClips, collate, seeded_generator
 from .decode import VideoDecodeError
 from .failures import FailureLog, OnBadVideo
 from .mixing import Mix
+
+logger = logging.getLogger(__name__)
 
 # Substitutes tried for one bad video; more in a row means that something else is wrong.
 _MAX_SUBSTITUTES = 32
@@ -165,6 +168,14 @@ class ClipLoader:
         )
         if on_bad_video is None:
             on_bad_video = "substitute" if clips.train else "skip"
+        readers = world_size * max(1, num_workers)
+        columns = clips.dataset.column_names
+        if rank == 0 and readers > 1 and "row_group" in columns and clips.dataset[0]["row_group"] is not None:
+            logger.warning(
+                "parquet: a row group is read whole, and its videos are dealt out to %s processes, each of which may "
+                "read it; tar shards are read video by video",
+                readers,
+            )
         self._sampler = _Keys()
         self._loader = DataLoader(
             _Batches(clips, on_bad_video),
@@ -186,6 +197,11 @@ class ClipLoader:
         """The videos that this rank could not read: `id`, `path`, `reason`, `epoch` and `train` of each failure."""
         return self._log.failures
 
+    def num_bad_videos(self) -> int:
+        """How many videos could not be read, over all ranks and epochs: those in `bad_videos_file`, which a run that
+        goes on adds to, or without a file those of this rank since it started."""
+        return self._log.num_bad_videos()
+
     def set_epoch(self, epoch: int) -> None:
         """The epoch that the next iteration goes through; without it, iterations count up by themselves. Setting the
         epoch that a loaded state is in leaves its place in it alone."""
@@ -195,11 +211,13 @@ class ClipLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self._sampler.keys = self._keys()
         self._taken, self._start = self._start, 0  # another iteration, after this one was left, starts anew
-        for batch in self._loader:
-            self._taken = min(self._taken + self.batch_size * self.world_size, len(self.clips))
-            self._log.record(batch.pop("failures"))
-            yield self._finished(batch)
-        self._log.report(self.epoch)
+        try:
+            for batch in self._loader:
+                self._taken = min(self._taken + self.batch_size * self.world_size, len(self.clips))
+                self._log.record(batch.pop("failures"))
+                yield self._finished(batch)
+        finally:  # also when the loop over the batches is left, as after the last step of a training
+            self._log.report(self.epoch)
         self.epoch, self._start, self._taken = self.epoch + 1, 0, 0
 
     def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -294,7 +312,8 @@ class _Batches(Dataset):
             item = None if is_padding else self._item(index, key.epoch, failures, substitute=False)
             items.append({"ids": index, "is_padding": item is None, **(item or {})})
         if all(item["is_padding"] for item in items):  # then one of them must lend the others its shape
-            items[0] |= self._item(key.indices[0], key.epoch, failures, substitute=True)
+            tried = list(failures)  # whose turn is not now counts when it is
+            items[0] |= self._item(key.indices[0], key.epoch, tried, substitute=True)
         filled = next(item for item in items if "pixel_values" in item)
         items = [{**filled, **item} for item in items]
         batch = collate(items)
@@ -310,6 +329,8 @@ class _Batches(Dataset):
         substitute = substitute or self.on_bad_video == "substitute"
         for attempt in range(min(_MAX_SUBSTITUTES + 1, len(self.clips))):
             candidate = (index + attempt) % len(self.clips)
+            if any(failure["id"] == candidate for failure in failures):  # counted and known to be bad in this batch
+                continue
             try:
                 return {"ids": candidate, **self.clips.clip(candidate, epoch=epoch, normalize=False)}
             except VideoDecodeError as error:

@@ -8,9 +8,11 @@ import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
@@ -87,8 +89,7 @@ def tar_references(shards: list[tuple[str, str]], video_column_name: str, label_
                     members = [(m.name, m.offset_data, m.size) for m in tar if m.isfile()]
             except tarfile.TarError as error:
                 raise ValueError(f"{shard}: not an uncompressed tar file, or a torn one ({error})") from error
-            if members and sum(members[-1][1:]) > filesystem.size(path):
-                raise ValueError(f"{shard}: the tar file is torn, it ends within {members[-1][0]}")
+            _check_end_of_tar(file, tar.offset, shard, members[-1][0] if members else "nothing")
             for name, offset, size in [*members, ("", 0, 0)]:
                 folder, _, base = name.rpartition("/")
                 stem, _, suffix = base.partition(".")
@@ -96,8 +97,13 @@ def tar_references(shards: list[tuple[str, str]], video_column_name: str, label_
                     video = next((sample[s] for s in sample if s.rpartition(".")[2] in suffixes), None)
                     if video is None:
                         raise ValueError(f"{shard}: sample {sample_key} has no video, its files are {list(sample)}")
-                    label = _tar_label(file, sample, label_column_name)
-                    if label is None:
+                    try:
+                        label = _tar_label(file, sample, label_column_name)
+                    except (ValueError, TypeError) as error:
+                        raise ValueError(
+                            f"{shard}: the label of sample {sample_key} is unreadable ({error})"
+                        ) from error
+                    if not label:
                         raise ValueError(
                             f"{shard}: sample {sample_key} has no label in .{label_column_name}, .json "
                             f"({label_column_name!r}) or .cls, its files are {list(sample)}; see --label_column_name"
@@ -109,6 +115,20 @@ def tar_references(shards: list[tuple[str, str]], video_column_name: str, label_
                     sample[suffix.lower()] = (name, offset, size)
 
 
+def _check_end_of_tar(file, end: int, shard: str, last: str) -> None:
+    """`tarfile` takes a damaged header, or the end of the file, for the end of the archive and says nothing."""
+    file.seek(end)
+    if len(block := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+        raise ValueError(f"{shard}: the tar file is torn, it ends behind byte {end} without an end, after {last}")
+    while block:
+        if block.strip(b"\0"):
+            raise ValueError(
+                f"{shard}: damaged, or several tar files in one: what stands at byte {end}, after {last}, is neither "
+                "a header nor the end of the archive; make the shard anew"
+            )
+        block = file.read(_HEADER_BLOCK)
+
+
 def _tar_label(file, sample: dict[str, tuple[str, int, int]], name: str) -> str | None:
     def content(suffix):
         _, offset, size = sample[suffix]
@@ -117,7 +137,7 @@ def _tar_label(file, sample: dict[str, tuple[str, int, int]], name: str) -> str 
 
     if name in sample:
         return content(name)
-    if "json" in sample and (value := json.loads(content("json")).get(name)) is not None:
+    if "json" in sample and (value := dict(json.loads(content("json"))).get(name)) is not None:
         return str(value)
     return content("cls") if "cls" in sample else None
 
@@ -133,11 +153,10 @@ def parquet_references(
         label_column_name: column of class numbers or names.
 
     Raises:
-        ValueError: no such columns.
+        ValueError: not a parquet file, or a damaged one, no such columns, a row without a label.
     """
     for shard, _ in shards:
-        filesystem, path = fsspec.url_to_fs(shard)
-        with filesystem.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+        with _parquet(shard) as parquet:
             columns = parquet.schema_arrow.names
             for name in (video_column_name, label_column_name):
                 if name not in columns:
@@ -151,6 +170,8 @@ def parquet_references(
                 if video_column_name in table.column_names:
                     paths = [video and video["path"] for video in table[video_column_name].to_pylist()]
                 for row, (label, video) in enumerate(zip(table[label_column_name].to_pylist(), paths, strict=True)):
+                    if label in (None, ""):
+                        raise ValueError(f"{shard}: row {row} of group {group} has no label in {label_column_name!r}")
                     yield {
                         "path": video or f"row {row} of group {group}",
                         "label": str(label),
@@ -163,8 +184,17 @@ def parquet_references(
 
 def parquet_features(shard: str) -> Features:
     """The features of a parquet file, with the names of its classes where HF Datasets wrote it."""
-    with fsspec.open(shard, "rb") as file, pq.ParquetFile(file) as parquet:
+    with _parquet(shard) as parquet:
         return Features.from_arrow_schema(parquet.schema_arrow)
+
+
+@contextmanager
+def _parquet(shard: str) -> Iterator[pq.ParquetFile]:
+    try:
+        with fsspec.open(shard, "rb") as file, pq.ParquetFile(file) as parquet:
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{shard}: not a parquet file, or a damaged one ({error})") from error
 
 
 def shard_versions(shards: list[str]) -> list[tuple[str, str]]:
@@ -180,7 +210,7 @@ def _file_version(path: str) -> str:
 def _reading(path: str, read, row: Mapping[str, Any]) -> bytes:
     try:
         return read(row)
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         raise VideoDecodeError(f"{path}: cannot be read ({error})") from error
 
 

@@ -8,6 +8,10 @@ import torch
 ShortVideoPolicy = Literal["repeat_last", "wrap", "error"]
 
 
+class ShortVideoError(ValueError):
+    """A video has fewer frames than the clip, and the policy is "error"."""
+
+
 def uniform_indices(
     *,
     num_video_frames: int,
@@ -37,13 +41,13 @@ def uniform_indices(
         `num_frames` frame numbers in `[0, num_video_frames)`, ascending except where "wrap" starts again.
 
     Raises:
-        ValueError: a number below 1, an unknown policy, a short video under "error".
+        ValueError: a number below 1, an unknown policy; `ShortVideoError`, a short video under "error".
     """
     _check(num_video_frames=num_video_frames, num_frames=num_frames)
     _check_policy(policy)
     if num_video_frames < num_frames:
         if policy == "error":
-            raise ValueError(
+            raise ShortVideoError(
                 f"the video has {num_video_frames} frames, fewer than num_frames ({num_frames}); "
                 "use the policy 'repeat_last' or 'wrap' to fill the clip"
             )
@@ -119,14 +123,14 @@ def dense_indices(
         `num_clips` lists of frame numbers in `[0, num_video_frames)`.
 
     Raises:
-        ValueError: a number below 1, an unknown policy, a short video under "error".
+        ValueError: a number below 1, an unknown policy; `ShortVideoError`, a short video under "error".
     """
     _check(num_video_frames=num_video_frames, num_frames=num_frames, frame_stride=frame_stride, num_clips=num_clips)
     _check_policy(policy)
     span = (num_frames - 1) * frame_stride + 1
     last_start = max(num_video_frames - span, 0)
     if num_video_frames < span and policy == "error":
-        raise ValueError(
+        raise ShortVideoError(
             f"the video has {num_video_frames} frames, fewer than the {span} of a clip of num_frames ({num_frames}) "
             f"with frame_stride ({frame_stride}); use the policy 'repeat_last' or 'wrap' to fill the clip"
         )

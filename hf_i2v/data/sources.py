@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 from datasets import (
     ClassLabel,
     Dataset,
@@ -28,7 +30,7 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 
 from .folders import frame_folders, has_frame_folders, load_video_folder
-from .lists import ListedVideo, read_class_names, read_list
+from .lists import ListedVideo, read_class_names, read_list, refuse_column_names
 from .references import parquet_features, parquet_references, shard_versions, tar_references
 
 logger = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ def load_videos(
         validation_file: the same for validation.
         video_dir: folder that the paths of a list are relative to; default the folder of the list.
         class_names_file: names of the classes in the order of their numbers, see `read_class_names`; without it,
-            sorted, or the numbers themselves.
+            sorted, or the numbers themselves. Classes that have names already are numbered anew.
         video_column_name: column of the videos; for tars their suffix, where it is unusual.
         label_column_name: column of the labels, class numbers or names; for tars a suffix or a key of the json.
         streaming: leave shards on the Hub where they are and read from them what is needed.
@@ -86,13 +88,23 @@ def load_videos(
         "train" and, where there is one, "validation" (a Hub data set's "test" where it has no "validation").
 
     Raises:
-        ValueError: not exactly one source, columns or labels that are not there, classes that differ.
+        ValueError: not exactly one source, an argument that means nothing to it, columns or labels that are not
+            there, classes that differ.
         FileNotFoundError: no such folder or file.
     """
     sources = {"dataset_name": dataset_name, "train_dir": train_dir, "train_file": train_file}
     given = [name for name, value in sources.items() if value is not None]
     if len(given) != 1:
         raise ValueError(f"exactly one of {', '.join(sources)} must name the videos, got {given or 'none'}")
+    for name, (value, needs) in {
+        "dataset_config_name": (dataset_config_name, "dataset_name"),
+        "streaming": (streaming or None, "dataset_name"),
+        "validation_dir": (validation_dir, "train_dir"),
+        "validation_file": (validation_file, "train_file"),
+        "video_dir": (video_dir, "train_file"),
+    }.items():
+        if value is not None and needs not in given:
+            raise ValueError(f"{name} ({value}) goes with {needs}, but the videos come from {given[0]}; leave it out")
     columns = {"video_column_name": video_column_name, "label_column_name": label_column_name}
     names = None if class_names_file is None else read_class_names(class_names_file)
 
@@ -100,10 +112,11 @@ def load_videos(
         folders = _splits(train_dir, validation_dir)
         shards = {split: _shards_in(folder) for split, folder in folders.items()}
         if not any(shards.values()):
-            if not has_frame_folders(train_dir):
-                return load_video_folder(train_dir, validation_dir)
+            refuse_column_names(train_dir, **columns)
+            if not any([has_frame_folders(folder) for folder in folders.values()]):  # looks at all of them
+                return DatasetDict(_with_classes(load_video_folder(train_dir, validation_dir), names))
             splits = {split: _from_list(frame_folders(folder)) for split, folder in folders.items()}
-            return DatasetDict(_with_classes(splits, names))
+            return DatasetDict(_with_classes(splits, names, numbers=False))
         kind = Path(shards["train"][0]).suffix if shards["train"] else None
         splits = _from_shards(shards, tar_references if kind == ".tar" else parquet_references, **columns)
     elif train_file is not None:
@@ -173,6 +186,8 @@ def _from_shards(
         if references is parquet_references:
             label = parquet_features(files[0])[label_column_name]
             if isinstance(label, ClassLabel):
+                if "-1" in rows["label"]:
+                    raise ValueError(f"{files[0]}: the split {split!r} has videos without a label (-1)")
                 rows = _set_labels(rows, [int(number) for number in rows["label"]], label.names)
         splits[split] = rows
     return splits
@@ -223,7 +238,7 @@ def _train_and_validation(name: str, splits: dict[str, Any]) -> dict[str, Any]:
 
 
 def _standard_columns(name: str, rows, video_column_name: str, label_column_name: str) -> Dataset:
-    found = rows.column_names
+    found = rows.column_names or list(next(iter(rows)))  # a stream of csv does not know before it reads
     if missing := [column for column in (video_column_name, label_column_name) if column not in found]:
         raise ValueError(
             f"{name} has no column {' or '.join(missing)}, it has {found}; see --video_column_name and "
@@ -237,14 +252,26 @@ def _standard_columns(name: str, rows, video_column_name: str, label_column_name
         rows = rows.cast_column(video_column_name, Value(kind.dtype.removeprefix("large_")))
     rows = rows.cast_column(video_column_name, Video(decode=False))
     rows = rows.rename_columns({video_column_name: "video", label_column_name: "label"})
-    if isinstance(rows.features["label"], ClassLabel):
-        return rows
-    return rows.cast_column("label", Value("string"))
+    if not isinstance(rows.features["label"], ClassLabel):
+        rows = rows.cast_column("label", Value("string"))
+    _check_filled(name, rows)
+    return rows
+
+
+def _check_filled(name: str, rows: Dataset) -> None:
+    table = rows.with_format("arrow")[:]
+    path, content = (pc.struct_field(table["video"], part) for part in ("path", "bytes"))
+    empty = {"video": pc.and_(pc.equal(pc.fill_null(path, ""), ""), pc.is_null(content))}
+    missing = -1 if isinstance(rows.features["label"], ClassLabel) else ""  # HF Datasets' way to say "no label"
+    empty["label"] = pc.equal(pc.fill_null(table["label"], missing), missing)
+    for column, is_empty in empty.items():
+        if places := np.flatnonzero(is_empty.to_numpy()).tolist():
+            raise ValueError(f"{name}: no {column} in rows {places[:5]} ({len(places)} in all); remove or fill them")
 
 
 def _references_of_stream(name: str, rows: IterableDataset, video_column_name: str) -> Dataset:
     """A stream of paths and labels is small: read it once, and it is a list of references."""
-    if isinstance(rows.features[video_column_name], Video):
+    if rows.features is not None and isinstance(rows.features[video_column_name], Video):
         rows = rows.cast_column(video_column_name, Video(decode=False))
     listed = []
     for row in rows:
@@ -258,22 +285,25 @@ def _references_of_stream(name: str, rows: IterableDataset, video_column_name: s
     return Dataset.from_list(listed, features=rows.features)
 
 
-def _with_classes(splits: dict[str, Dataset], names: list[str] | None) -> dict[str, Dataset]:
-    """Labels that are names or numbers as text become a `ClassLabel`, the same in all splits."""
+def _with_classes(splits: dict[str, Dataset], names: list[str] | None, *, numbers: bool = True) -> dict[str, Dataset]:
+    """Labels that are names or, with `numbers`, numbers as text become a `ClassLabel`, the same in all splits."""
     features = {split: rows.features["label"] for split, rows in splits.items()}
     if any(isinstance(feature, ClassLabel) for feature in features.values()):
+        are_classes = all(isinstance(feature, ClassLabel) for feature in features.values())
+        if names is not None and are_classes:
+            return {split: _numbered_anew(rows, names) for split, rows in splits.items()}
         if len({repr(feature) for feature in features.values()}) > 1:
             raise ValueError(f"the splits have different classes: {features}")
         return splits
     labels = {split: list(rows["label"]) for split, rows in splits.items()}
     found = sorted({label for values in labels.values() for label in values})
-    if all(label.isdecimal() for label in found):
-        numbers = {split: [int(label) for label in values] for split, values in labels.items()}
+    if numbers and all(label.isdecimal() for label in found):
+        numbered = {split: [int(label) for label in values] for split, values in labels.items()}
         largest = max(int(label) for label in found)
         names = names or [str(number) for number in range(largest + 1)]
         if largest >= len(names):
             raise ValueError(f"label {largest} is out of range, there are {len(names)} class names")
-        return {split: _set_labels(rows, numbers[split], names) for split, rows in splits.items()}
+        return {split: _set_labels(rows, numbered[split], names) for split, rows in splits.items()}
     names = names or sorted(set(labels["train"]))
     if unknown := [label for label in found if label not in set(names)]:
         raise ValueError(
@@ -284,6 +314,19 @@ def _with_classes(splits: dict[str, Dataset], names: list[str] | None) -> dict[s
     return {
         split: _set_labels(rows, [number[label] for label in labels[split]], names) for split, rows in splits.items()
     }
+
+
+def _numbered_anew(rows: Dataset, names: list[str]) -> Dataset:
+    own = rows.features["label"].names
+    if unknown := sorted(set(own) - set(names)):
+        raise ValueError(
+            f"classes {unknown[:5]} ({len(unknown)} in all) of the videos are not among the {len(names)} of "
+            f"--class_names_file ({names[:5]}…); make the names agree, or leave the file out"
+        )
+    if own == names:
+        return rows
+    number = [names.index(name) for name in own]
+    return _set_labels(rows, [number[label] for label in rows["label"]], names)
 
 
 def _set_labels(rows: Dataset, labels: list[int], names: list[str]) -> Dataset:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .decode import VideoDecodeError, VideoSource, name_of
+from .decode import VideoDecodeError, VideoReader, VideoSource, name_of
 
 
 class TorchcodecReader:
@@ -28,8 +28,8 @@ class TorchcodecReader:
                 f"the backend 'torchcodec' needs torchcodec and FFmpeg ({error}); install both or use 'pyav'"
             ) from error
         self.name = name or name_of(source)
-        source = source if isinstance(source, bytes) else str(source)
-        self._decoder = self._called(VideoDecoder, source, num_ffmpeg_threads=1, seek_mode="exact")
+        self._source = source if isinstance(source, bytes) else str(source)
+        self._decoder = self._called(VideoDecoder, self._source, num_ffmpeg_threads=1, seek_mode="exact")
         self.num_frames = len(self._decoder)
         if self.num_frames == 0:
             raise VideoDecodeError(f"{self.name}: the video stream has zero frames")
@@ -41,7 +41,14 @@ class TorchcodecReader:
         self._decoder = None
 
     def times(self) -> list[float]:
-        """When each frame is shown, in seconds from the first."""
+        """When each frame is shown, in seconds from the first: by the packets' time stamps, which torchcodec does not
+        give; it tells of times only with pixels, and is asked where its frames are not those of the packets."""
+        try:
+            with VideoReader(self._source, name=self.name) as video:
+                if video.num_frames == self.num_frames:
+                    return video.times()
+        except VideoDecodeError:
+            pass  # torchcodec's FFmpeg is another one
         frames = self._called(self._decoder.get_frames_at, list(range(self.num_frames)))
         return (frames.pts_seconds - frames.pts_seconds[0]).tolist()
 

@@ -23,6 +23,7 @@ def _write_video(
     first_pts: int = 0,
     pts_step: Sequence[int] = (),
     container_options: dict[str, str] | None = None,
+    title: str | None = None,
     **options: str,
 ) -> Path:
     """A video in which every frame differs; `options` go to the encoder."""
@@ -32,6 +33,7 @@ def _write_video(
     backdrop_HWC = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container_options or {}) as container:
+        container.metadata.update({"title": title} if title else {})
         stream = container.add_stream(codec, rate=10)
         stream.height, stream.width, stream.pix_fmt, stream.options = height, width, pix_fmt, options
         if rotation:

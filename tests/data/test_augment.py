@@ -20,7 +20,7 @@ from hf_i2v.data import (
     eval_transform,
     train_transform,
 )
-from hf_i2v.data.augment import _OPERATIONS, _from_tall, _to_tall
+from hf_i2v.data.augment import _OPERATIONS, _brightness, _contrast, _from_tall, _to_tall
 
 LOOK = {"size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
@@ -87,6 +87,14 @@ def test_rand_augment_operations():
     mild = RandAugment(num_ops=1, magnitude=0, magnitude_std=0)
     moved = [(mild(frames_TCHW, generator(seed)).int() - frames_TCHW.int()).abs().max() for seed in range(60)]
     assert sum(value <= 1 for value in moved) > 40  # at no strength only autocontrast and equalize do anything
+
+
+@pytest.mark.parametrize("factor", [0, 0.4, 0.999, 1, 1.37, 2])
+def test_brightness_and_contrast_are_pillows(factor):
+    """A table of levels gives its pixels, to the bit."""
+    tall = _to_tall(clip())
+    assert _brightness(tall, factor).tobytes() == ImageEnhance.Brightness(tall).enhance(factor).tobytes()
+    assert _contrast(tall, factor).tobytes() == ImageEnhance.Contrast(tall).enhance(factor).tobytes()
 
 
 def test_color_jitter():
@@ -195,7 +203,9 @@ def test_flips_swap_labels(path):
     assert not torch.equal(mirrored[0]["pixel_values"], straight[0]["pixel_values"])
 
 
-@pytest.mark.parametrize("name", ["moves_left", "Turn Right", "swipeLeft"])
+@pytest.mark.parametrize(
+    "name", ["moves_left", "Turn Right", "swipeLeft", "leftwards", "turnleft", "Rightward", "lefthand", "clubRight"]
+)
 def test_no_flips_where_left_and_right_matter(path, name, caplog):
     clips = make_clips(path, ("up", name), transform=train_transform(**LOOK, flip=1.0, scale=(1, 1)))
     assert f"clips are not flipped: 1 classes speak of left or right ({name})" in caplog.text
@@ -207,6 +217,16 @@ def test_no_flips_where_left_and_right_matter(path, name, caplog):
     ]
     unflipped, flipped = (clips[0]["pixel_values"] for clips in means)
     assert not torch.equal(unflipped, flipped)  # "bright" has no side
+
+
+def test_words_that_hold_left_or_right_and_mean_neither(path, caplog):
+    names = ("bright_light", "sit upright", "copyright", "Frighten", "playwright", "cleft", "OutrightWin", "righteous")
+    flipped = train_transform(**LOOK, flip=1.0, scale=(1, 1))
+    straight = make_clips(path, names, transform=train_transform(**LOOK, flip=0, scale=(1, 1)))
+    assert torch.equal(
+        make_clips(path, names, transform=flipped)[0]["pixel_values"], straight[0]["pixel_values"].flip(-1)
+    )
+    assert "not flipped" not in caplog.text
 
 
 def test_unusable_flip_labels(path):
@@ -229,7 +249,10 @@ def test_views(path, frame_stride):
         assert torch.equal(views[3 * number : 3 * number + 3], one[:, clip_indices])
     batch = next(iter(ClipLoader(clips, batch_size=2)))
     assert batch["pixel_values"].shape == (2, 6, 2, 3, 16, 16)
-    assert clips.view_plan().endswith("× 2 clips × 3 crops = 6 forward passes per video")
+    missing = make_clips(  # the plan is known before a video is read
+        "nowhere.mp4", train=False, num_clips=2, frame_stride=frame_stride, transform=clips.transform
+    )
+    assert missing.view_plan().endswith("× 2 clips × 3 crops = 6 forward passes per video")
 
 
 def test_identical_clips_are_said(path, caplog):

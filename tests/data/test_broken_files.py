@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -57,31 +58,79 @@ def versions(request, tmp_path_factory, write_video, write_audio):
     if b"stsz" not in content:
         content += b"stsz mvhd" + bytes(40)  # only for the slicing above, behind the end
     rest = {name: v for name, v in damaged_versions(content, audio).items() if name not in boxes}
+    rest["whole"] = whole.read_bytes()
     return decode_frames(whole, range(NUM_FRAMES)), rest | (damaged if request.param == "mp4" else {})
 
 
 def test_damaged_files(tmp_path, versions):
-    """Either an error that names the file, or a clip of the right shape; what is not said to be damaged is right."""
+    """Either an error that names the file, or a clip: of a truncated file its first frames (the last may lack B-frames
+    before it), of a damaged one frames of the whole one, but for flipped bits that are a valid bitstream by chance."""
     whole_TCHW, files = versions
-    outcomes = {}
+    number_of = {frame_CHW.numpy().tobytes(): number for number, frame_CHW in enumerate(whole_TCHW)}
+    assert len(number_of) == NUM_FRAMES
+    outcomes, wrong = {}, []
     for name, content in files.items():
         path = tmp_path / f"{name.replace(' ', '_')}.mp4"
         path.write_bytes(content)
         try:
             with VideoReader(path) as video:
                 indices = uniform_indices(num_video_frames=video.num_frames, num_frames=8)
+                if name.startswith("truncated"):
+                    indices = range(video.num_frames)
                 frames_TCHW = video.frames(indices)
         except VideoDecodeError as error:
             assert path.name in str(error)
             outcomes[name] = "error"
             continue
-        assert frames_TCHW.shape[:2] == (8, 3)
+        assert frames_TCHW.shape[:2] == (len(indices), 3)
         outcomes[name] = "clip"
-        if name.startswith("truncated") and video.num_frames > 8:
-            assert np.array_equal(frames_TCHW[0].numpy(), whole_TCHW[indices[0]].numpy())
+        numbers = [number_of.get(frame_CHW.numpy().tobytes()) for frame_CHW in frames_TCHW]
+        if name.startswith("truncated"):
+            assert None not in numbers and numbers == sorted(set(numbers)), name
+            assert numbers[:-2] == list(range(len(numbers)))[:-2], name
+        wrong += [name] if None in numbers else []
+    assert all(name.startswith("flipped") for name in wrong), wrong
     for name in ("empty", "renamed text", "audio only", "zeros", "random bytes"):
         assert outcomes[name] == "error", name
     assert "clip" in outcomes.values()
+
+
+def test_damaged_headers(tmp_path, versions):
+    """Bytes of the first 3 kB overwritten, which for mp4 is all of its tables: nothing but a `VideoDecodeError`."""
+    _, files = versions
+    path = tmp_path / "damaged.mp4"
+    for seed in range(100):
+        draw = random.Random(seed)
+        content = bytearray(files["whole"])
+        for _ in range(draw.randrange(1, 20)):
+            content[draw.randrange(min(3000, len(content)))] = draw.randrange(256)
+        path.write_bytes(content)
+        try:
+            with VideoReader(path) as video:
+                assert len(video.frames([0, video.num_frames - 1])) == 2
+        except VideoDecodeError as error:
+            assert path.name in str(error)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_a_title_that_is_not_utf_8(tmp_path, write_video, suffix):
+    path = write_video(tmp_path / f"clip.{suffix}", num_frames=5, title="Caf\u00e9")
+    content = path.read_bytes()
+    assert "Caf\u00e9".encode() in content
+    path.write_bytes(content.replace("Caf\u00e9".encode(), "Caf\u00e9s".encode("latin-1")))
+    with VideoReader(path) as video:
+        assert len(video.frames([0, 4])) == 2
+
+
+def test_frames_that_cannot_be_converted(tmp_path, write_video, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", num_frames=5)
+
+    def fails(*args):
+        raise av.error.InvalidDataError(1, "odd pixels")
+
+    monkeypatch.setattr(VideoReader, "_to_rgb", fails)
+    with pytest.raises(VideoDecodeError, match=r"clip\.mp4: frame 2 cannot be converted \(odd pixels\)"):
+        decode_frames(path, [2])
 
 
 def test_length_that_the_header_lies_about(tmp_path, write_video):
@@ -152,6 +201,41 @@ print(after[0] - before[0], after[1] - before[1])
     assert grown_kib < 8 * 1024 and more_files == 0
 
 
+def test_check_videos_goes_on(tmp_path, write_video, monkeypatch):
+    """After videos that kill the process, raise what nobody expects, or have nothing between start and end."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
+    check_videos = importlib.import_module("check_videos")
+    paths = [write_video(tmp_path / f"{i}.mp4", num_frames=5) for i in range(12)]  # of half a second
+    lines = [f"{path},run,{9 if i == 7 else 0},{19 if i == 7 else 0.3}" for i, path in enumerate(paths)]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    open_video = check_videos.open_video
+
+    def opened(row):
+        if row["video"]["path"] in (str(paths[3]), str(paths[8])):
+            os._exit(1)
+        if row["video"]["path"] == str(paths[5]):
+            raise MemoryError("too large")
+        video = open_video(row)
+        frames = video.frames
+        video.frames = lambda numbers: (
+            frames(numbers) if max(numbers) < 3 else 1 / 0
+        )  # three frames begin before 0.3 s
+        return video
+
+    monkeypatch.setattr(check_videos, "open_video", opened)
+    output = tmp_path / "bad.jsonl"
+    arguments = ["--train_file", tmp_path / "list.csv", "--output_file", output, "--num_workers", 2]
+    assert check_videos.main([str(argument) for argument in arguments]) == 1
+    reasons = {bad["id"]: bad["reason"] for bad in map(json.loads, output.read_text().splitlines())}
+    killed = "decoding it kills the process"
+    assert reasons == {
+        3: f"{paths[3]}: {killed}",
+        5: f"{paths[5]}: MemoryError: too large",
+        7: f"{paths[7]}: no frame between 9.0 and 19.0 seconds, the last one is shown at 0.40",
+        8: f"{paths[8]}: {killed}",
+    }
+
+
 def test_check_videos(tmp_path, write_video, monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
@@ -174,5 +258,6 @@ def test_check_videos(tmp_path, write_video, monkeypatch, capsys):
     assert check_videos.main([*arguments, "--all_frames"]) == 1
     assert "train: 2 of 6 videos cannot be used (33.33 %)" in capsys.readouterr().out
     listed = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    listed.sort(key=lambda bad: bad["id"])  # they are written as they are found
     assert [bad["id"] for bad in listed] == [1, 5]
     assert listed[0]["path"].endswith("run/1.mp4") and "not a video file" in listed[0]["reason"]

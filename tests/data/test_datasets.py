@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, Video
 from torch.utils.data import DataLoader
 
 from hf_i2v.data import (
+    ClipLoader,
     VideoClips,
     VideoDecodeError,
     collate,
@@ -154,8 +155,14 @@ def test_videos_as_bytes(train):
 
 def test_short_videos(train):
     assert clips(train, num_frames=20)[0]["pixel_values"].shape[0] == 20
-    with pytest.raises(ValueError, match=r"12 frames, fewer than num_frames \(20\)"):
-        clips(train, num_frames=20, policy="error")[0]
+    refused = clips(train.select(range(3)), num_frames=14, policy="error")  # of 12, 13 and 14 frames
+    for index in range(2):
+        with pytest.raises(VideoDecodeError, match=rf"{index}\.mp4: the video has 1\d frames, fewer than .* \(14\)"):
+            refused[index]
+    batch = next(iter(ClipLoader(refused, batch_size=3, max_bad_fraction=1.0)))  # like any other bad video
+    assert batch["ids"].tolist() == [2, 2, 2]
+    with pytest.raises(VideoDecodeError, match=r"0\.mp4: .*frame_stride \(13\)"):
+        clips(train, num_frames=2, frame_stride=13, policy="error")[0]
 
 
 def test_broken_video_is_named(train):

@@ -1,9 +1,14 @@
 """ClipLoader on real videos: order, exactly once, resuming, bad videos; and the assignment on paper for many ranks."""
 
+import io
 import json
 import logging
 import random
+import tarfile
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset, Features, Value, Video
@@ -15,6 +20,7 @@ from hf_i2v.data import (
     VideoDecodeError,
     epoch_order,
     eval_transform,
+    load_videos,
     rank_batches,
     train_transform,
 )
@@ -82,16 +88,48 @@ def test_order_depends_on_seed_and_epoch_only(clips):
     assert ids(ClipLoader(clips, batch_size=4)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
 
 
+@pytest.fixture(scope="module")
+def sources(paths, tmp_path_factory):
+    """The same videos as files, in tars of 4, 1 and 6, and in parquet files of 5 and 6 with row groups of 2."""
+    folder = tmp_path_factory.mktemp("shards")
+    contents = [Path(path).read_bytes() for path in paths]
+    for kind in ("tar", "parquet"):
+        (folder / kind).mkdir()
+    for start, stop in ((0, 4), (4, 5), (5, 11)):
+        with tarfile.open(folder / "tar" / f"{start:02d}.tar", "w") as tar:
+            for i in range(start, stop):
+                for suffix, content in (("mp4", contents[i]), ("cls", str(i).encode())):
+                    member = tarfile.TarInfo(f"{i}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    for start, stop in ((0, 5), (5, 11)):
+        table = pa.table({"video": contents[start:stop], "label": list(range(start, stop))})
+        pq.write_table(table, folder / "parquet" / f"{start:02d}.parquet", row_group_size=2)
+    transform = train_transform(**LOOK, flip=0.5)
+    clips = {"files": make_clips(paths)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        for kind in ("tar", "parquet"):
+            rows = load_videos(train_dir=folder / kind)["train"]
+            clips[kind] = VideoClips(rows, num_frames=2, transform=transform, train=True)
+    return clips
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize(("workers_before", "workers_after"), [(0, 0), (2, 2), (0, 2), (2, 0)])
-def test_resume_is_exact(clips, workers_before, workers_after, world_size):
+@pytest.mark.parametrize(
+    ("source", "shuffle_buffer_size", "workers_before", "workers_after"),
+    [("files", None, before, after) for before in (0, 2) for after in (0, 2)]
+    + [("files", 4, 2, 0), ("tar", None, 0, 2), ("tar", 3, 0, 0), ("tar", 3, 2, 2), ("parquet", 4, 2, 2)],
+)
+def test_resume_is_exact(sources, source, shuffle_buffer_size, workers_before, workers_after, world_size):
     """Killed at random batches, also in the middle of a later epoch: ids and pixels of an uninterrupted run."""
+    clips = sources[source]
 
     def make(rank, num_workers=0):
         options = {"rank": rank, "world_size": world_size, "num_workers": num_workers, "drop_last": True}
-        return ClipLoader(clips, batch_size=2, shuffle=True, **options)
+        return ClipLoader(clips, batch_size=2, shuffle=True, shuffle_buffer_size=shuffle_buffer_size, **options)
 
-    draw = random.Random(world_size)
+    draw = random.Random(f"{world_size} {source} {shuffle_buffer_size}")
     for rank in range(world_size):
         whole = make(rank)
         expected = [batch for _ in range(3) for batch in whole]
@@ -177,6 +215,33 @@ def test_assignment_on_paper():
                         assert 0 <= len(taken) - (num_samples - start) < world_size
 
 
+def test_assignment_of_uneven_shards():
+    """Shards of random lengths, random numbers of ranks from 1 to 1024 and of workers, with a buffer and without: an
+    epoch takes each sample of each shard once, also where it is left at random and goes on with other ranks."""
+    draw = random.Random(2)
+    for _ in range(60):
+        shards = [draw.randrange(1, draw.choice((3, 40, 400))) for _ in range(draw.randrange(1, 30))]
+        samples = [(shard, row) for shard, length in enumerate(shards) for row in range(length)]
+        order = epoch_order(
+            len(samples),
+            seed=draw.randrange(99),
+            epoch=draw.randrange(9),
+            shuffle=True,
+            shuffle_buffer_size=draw.choice((None, 1, draw.randrange(2, 2 * len(samples) + 2))),
+        ).tolist()
+        taken, start = [], 0
+        while start < len(samples):
+            world_size, batch_size = draw.choice((1, 2, draw.randrange(1, 1025))), draw.randrange(1, 9)
+            sizes = {"batch_size": batch_size, "world_size": world_size, "drop_last": False, "start": start}
+            ranks = [list(rank_batches(len(samples), rank=rank, **sizes)) for rank in range(world_size)]
+            assert len({len(batches) for batches in ranks}) == 1
+            steps = draw.randrange(1, len(ranks[0]) + 1)  # then it is stopped, or the epoch is over
+            for batches in ranks:
+                taken += [samples[order[at]] for batch in batches[:steps] for at in batch if at < len(samples)]
+            start += steps * batch_size * world_size
+        assert sorted(taken) == samples
+
+
 def test_order_through_a_buffer():
     full = epoch_order(1000, seed=0, epoch=0, shuffle=True)
     assert sorted(full.tolist()) == list(range(1000))
@@ -195,21 +260,44 @@ def test_a_bad_video_is_substituted_in_training(paths, tmp_path, caplog):
     for num_workers in (0, 2):
         loader = ClipLoader(clips, **options, num_workers=num_workers)
         assert sorted(real_ids(loader)) == [0, 1, 2, 3, 6, 6, 6, 7, 8, 9, 10]  # the next good one, under its own label
-        assert [failure["id"] for failure in loader.failures] == [4, 5, 5]
-    assert "epoch 0: 3 failures to read a video, listed in" in caplog.text
+        assert [failure["id"] for failure in loader.failures] == [4, 5]  # 5 was known by then
+    assert caplog.text.count("training, epoch 0: 2 failures to read a video, listed in") == 2
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(lines) == 6 and lines[0]["path"].endswith("broken.mp4") and "not a video file" in lines[0]["reason"]
+    assert len(lines) == 4 and lines[0]["path"].endswith("broken.mp4") and "not a video file" in lines[0]["reason"]
 
 
-def test_bad_videos_are_left_out_of_evaluation(paths, tmp_path):
+def test_bad_videos_are_left_out_of_evaluation(paths, tmp_path, caplog):
     clips = make_clips(with_broken(paths, tmp_path, {0, 1, 10}), train=False)
     loader = ClipLoader(clips, batch_size=2, max_bad_fraction=0.3)
     batches = list(loader)
     assert len(batches) == len(loader) and batches[0]["is_padding"].all()
+    assert [failure["id"] for failure in loader.failures] == [0, 1, 10]  # also where another lends its pixels
+    assert "evaluation, epoch 0: 3 failures to read a video" in caplog.text
     assert [i for b in batches for i in b["ids"][~b["is_padding"]].tolist()] == list(range(2, 10))
     for batch in batches:  # labels go with the pixels
         for pixels_TCHW, label in zip(batch["pixel_values"], batch["labels"], strict=True):
             assert torch.equal(pixels_TCHW, clips.clip(int(label), epoch=0)["pixel_values"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_that_is_left_is_reported(paths, tmp_path, caplog, num_workers):
+    clips = make_clips(with_broken(paths, tmp_path, {1}))
+    for _ in ClipLoader(clips, batch_size=2, max_bad_fraction=0.1, num_workers=num_workers):
+        break  # as a training does after its last step
+    assert caplog.text.count("training, epoch 0: 1 failures to read a video") == 1
+
+
+def test_bad_videos_of_all_ranks_and_epochs_count_once(paths, tmp_path):
+    options = {"batch_size": 2, "max_bad_fraction": 0.3, "bad_videos_file": tmp_path / "bad.jsonl", "world_size": 2}
+    for broken in ({2, 3}, {3, 4}):  # the second time as a run that goes on, where 2 is repaired
+        clips = make_clips(with_broken(paths, tmp_path, broken))
+        loaders = [ClipLoader(clips, **options, rank=rank) for rank in range(2)]
+        for _ in range(2):
+            for loader in loaders:
+                list(loader)
+    assert [loader.num_bad_videos() for loader in loaders] == [3, 3]
+    evaluation = ClipLoader(make_clips(paths, train=False), **options)
+    assert evaluation.num_bad_videos() == 0 == ClipLoader(clips, batch_size=2).num_bad_videos()
 
 
 def test_bad_videos_raise_when_asked(paths, tmp_path):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from hf_i2v.data import (
     ClipLoader,
+    FrameFolder,
     VideoClips,
     VideoDecodeError,
     add_data_arguments,
@@ -123,6 +124,98 @@ def test_folders_of_frames(tmp_path):
         clips_of(videos)[0]
 
 
+def write_frames(folder, number=3):
+    folder.mkdir(parents=True)
+    for i in range(number):
+        Image.new("RGB", (8, 8)).save(folder / f"{i}.jpg")
+
+
+def test_classes_of_frame_folders_are_names(tmp_path):
+    for name in ("1", "01", "2", "10"):
+        write_frames(tmp_path / "set" / name / "v")
+    videos = load_videos(train_dir=tmp_path / "set", validation_dir=tmp_path / "set")
+    for rows in videos.values():
+        assert rows.features["label"].names == ["01", "1", "10", "2"]
+        assert {row["video"]["path"].split("/")[-2]: row["label"] for row in rows} == {
+            "01": 0,
+            "1": 1,
+            "10": 2,
+            "2": 3,
+        }
+
+
+@pytest.mark.parametrize("same_class", [True, False])
+def test_files_and_frame_folders_together_are_refused(files, tmp_path, same_class):
+    shutil.copytree(files[0][1].parents[1], tmp_path / "set")
+    write_frames(tmp_path / "set" / CLASSES[0 if same_class else 1] / "a_video")
+    with pytest.raises(ValueError, match=r"both video files \(.*c0\.mp4\) and folders of frames \(.*a_video\)"):
+        load_videos(train_dir=tmp_path / "set")
+    with pytest.raises(ValueError, match="both video files"):
+        load_videos(train_dir=files[0][1].parents[1], validation_dir=tmp_path / "set")
+
+
+@pytest.mark.parametrize("damage", ["bomb", "ValueError", "times"])
+def test_frames_that_cannot_be_read(tmp_path, monkeypatch, damage):
+    """Whatever Pillow raises is a bad video, and so are seconds in a folder of frames."""
+    write_frames(tmp_path / "v")
+    row = {"video": {"path": str(tmp_path / "v"), "bytes": None}, "label": 0, "start": None, "end": None}
+    message = r"0\.jpg: not a picture, or a damaged one"
+    if damage == "bomb":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    elif damage == "ValueError":
+
+        def raises(*args):
+            raise ValueError("odd header")
+
+        monkeypatch.setattr(Image.Image, "convert", raises)
+    else:
+        row, message = row | {"start": 1.0}, "v: a folder of frames has no time stamps"
+    clips = clips_of(Dataset.from_list([row], features=None).cast_column("video", Video(decode=False)))
+    with pytest.raises(VideoDecodeError, match=message):
+        clips[0]
+    with pytest.raises(VideoDecodeError, match="nowhere: the folder cannot be read"):
+        FrameFolder(tmp_path / "nowhere")
+
+
+def test_names_for_classes_that_have_names(files, tmp_path):
+    """Numbered as the file says, whatever the source; names that differ are refused."""
+    folder = files[0][1].parents[1]
+    write_parquet(tmp_path / "data" / "a.parquet", files)
+    for i in range(2):
+        write_frames(tmp_path / "frames" / CLASSES[i] / "v")
+    (tmp_path / "names.txt").write_text("dive in\nnone of these\nclimb\n")
+    (tmp_path / "other.txt").write_text("dive\nclimb\n")
+    for train_dir in (folder, tmp_path / "data", tmp_path / "frames"):
+        videos = load_videos(train_dir=train_dir, validation_dir=train_dir, class_names_file=tmp_path / "names.txt")
+        for rows in videos.values():
+            assert rows.features["label"].names == ["dive in", "none of these", "climb"]
+            assert sorted(set(rows["label"])) == [0, 2] and rows[0]["label"] == 2
+        with pytest.raises(ValueError, match=r"\['dive in'\] \(1 in all\).* are not among the 2 "):
+            load_videos(train_dir=train_dir, class_names_file=tmp_path / "other.txt")
+
+
+def test_arguments_that_mean_nothing_are_refused(files, tmp_path):
+    folder = files[0][1].parents[1]
+    (tmp_path / "list.txt").write_text("".join(f"{path} {i}\n" for i, path in files))
+    sources = {"train_dir": folder, "train_file": tmp_path / "list.txt", "dataset_name": str(folder)}
+    for source, argument, value in (
+        ("dataset_name", "validation_dir", folder),
+        ("dataset_name", "validation_file", "x.txt"),
+        ("dataset_name", "video_dir", folder),
+        ("train_dir", "validation_file", "x.txt"),
+        ("train_dir", "video_dir", folder),
+        ("train_dir", "streaming", True),
+        ("train_dir", "dataset_config_name", "x"),
+        ("train_file", "validation_dir", folder),
+        ("train_file", "streaming", True),
+    ):
+        with pytest.raises(ValueError, match=rf"{argument} \(.*\) goes with .* come from {source}; leave it out"):
+            load_videos(**{source: sources[source], argument: value})
+    for source in ("train_dir", "train_file"):
+        with pytest.raises(ValueError, match=r"has no columns, but video_column_name is 'clip'"):
+            load_videos(**{source: sources[source]}, video_column_name="clip")
+
+
 @pytest.mark.parametrize("suffix", ["txt", "csv"])
 @pytest.mark.parametrize("by_name", [False, True])
 def test_path_and_label(files, tmp_path, suffix, by_name):
@@ -175,6 +268,13 @@ def test_something_something(tmp_path, write_video):
     flags = {"train_file": tmp_path / "train.json", "video_dir": tmp_path / "videos"}
     videos = load_videos(**flags, class_names_file=tmp_path / "labels.json")["train"]
     assert videos.features["label"].names == ["Tip it", "Moving something up"] and videos["label"] == [1, 0]
+    for name in ("7.json", "7.jpg", "9.txt"):  # beside them, and no videos
+        (tmp_path / "videos" / name).write_text("{}")
+    again = load_videos(**flags)["train"]
+    assert [row["video"]["path"].split("/")[-1] for row in again] == ["7.mp4", "9.mp4"]
+    write_frames(tmp_path / "videos" / "more" / "9")
+    with pytest.raises(ValueError, match=r"which of \['.*videos/9\.mp4', '.*more/9'\] is meant"):
+        load_videos(**flags)
     with pytest.raises(FileNotFoundError, match="none of its 2 videos is in"):
         load_videos(**{**flags, "video_dir": tmp_path})["train"] if shutil.rmtree(
             tmp_path / "videos"
@@ -220,6 +320,20 @@ def test_torn_and_odd_tars(files, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="torn"):
+        load_videos(train_dir=path.parent)
+    write_tar(path, files)
+    with tarfile.open(path) as tar:
+        headers = [member.offset for member in tar]
+    for header in headers[2], headers[-1]:
+        for cut in (header, header + 200):  # `tarfile` takes both for the end of the archive
+            path.write_bytes(whole[:cut])
+            with pytest.raises(ValueError, match=rf"a\.tar: the tar file is torn, .*byte {header} "):
+                load_videos(train_dir=path.parent)
+        path.write_bytes(whole[: header + 9] + b"\xff" + whole[header + 10 :])
+        with pytest.raises(ValueError, match=rf"a\.tar: damaged, .* stands at byte {header}, after a/000"):
+            load_videos(train_dir=path.parent)
+    path.write_bytes(whole + whole)
+    with pytest.raises(ValueError, match=r"several tar files in one"):
         load_videos(train_dir=path.parent)
     write_tar(path, files, label_file="txt")
     with pytest.raises(ValueError, match=r"has no label in \.label, \.json \('label'\) or \.cls"):
@@ -268,6 +382,34 @@ def test_hub_data_set_of_paths(files, tmp_path):
     assert_holds(load_videos(str(tmp_path / "repo"), streaming=True, **columns)["train"], lengths(files))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_empty_cells(files, tmp_path, streaming):
+    (tmp_path / "repo").mkdir()
+    for line, message in (
+        (f"{files[0][1]},", r"no label in rows \[1\] \(1 in all\)"),
+        (",jump", r"no video in rows \[1\]"),
+    ):
+        (tmp_path / "repo" / "train.csv").write_text(f"video,label\n{files[0][1]},run\n{line}\n")
+        with pytest.raises(ValueError, match=message):
+            load_videos(str(tmp_path / "repo"), streaming=streaming)
+
+
+def test_torn_and_odd_parquet(files, tmp_path):
+    path = tmp_path / "data" / "a.parquet"
+    write_parquet(path, files)
+    whole = path.read_bytes()
+    videos = load_videos(train_dir=path.parent)["train"]
+    for damaged in (whole[:-100], whole[:-300] + bytes(250) + whole[-50:], b"PAR1"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.parquet: not a parquet file, or a damaged one"):
+            load_videos(train_dir=path.parent)
+        with pytest.raises(VideoDecodeError, match=r"a\.parquet: cannot be read"):
+            open_video(videos[4])
+    pq.write_table(pa.table({"video": [b"x", b"y"], "label": ["a", None]}), path)
+    with pytest.raises(ValueError, match=r"a\.parquet: row 1 of group 0 has no label in 'label'"):
+        load_videos(train_dir=path.parent)
+
+
 def test_a_changed_shard_is_indexed_again(files, tmp_path):
     write_tar(tmp_path / "shards" / "a.tar", files[:2])
     assert len(load_videos(train_dir=tmp_path / "shards")["train"]) == 2
@@ -277,7 +419,7 @@ def test_a_changed_shard_is_indexed_again(files, tmp_path):
 
 @pytest.mark.parametrize("world_size", [1, 4])
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_fewer_and_uneven_shards(files, tmp_path, kind, world_size):
+def test_fewer_and_uneven_shards(files, tmp_path, kind, world_size, caplog):
     """Each sample is read once over all ranks and workers, and every rank has as many batches."""
     write = write_tar if kind == "tar" else write_parquet
     write(tmp_path / "shards" / f"a.{kind}", files[:5])
@@ -289,6 +431,7 @@ def test_fewer_and_uneven_shards(files, tmp_path, kind, world_size):
         )
         for r in range(world_size)
     ]
+    assert caplog.text.count(f"dealt out to {2 * world_size} processes") == (kind == "parquet")
     batches = [list(loader) for loader in loaders]
     assert len({len(rank) for rank in batches}) == 1
     ids = [i for rank in batches for batch in rank for i in batch["ids"][~batch["is_padding"]].tolist()]

@@ -63,6 +63,16 @@ def test_backend(path, stand_in, tmp_path):
         make_clips(path, "torchcodec")[0]
 
 
+def test_times_cost_no_decoding(path, stand_in, monkeypatch):
+    with TorchcodecReader(path) as video:
+        pixels = video._decoder.get_frames_at
+        monkeypatch.setattr(video._decoder, "get_frames_at", None)
+        assert video.times() == pytest.approx([i / 10 for i in range(9)])
+        monkeypatch.setattr(video._decoder, "get_frames_at", pixels)
+        video.num_frames = 7  # as where the two number frames otherwise
+        assert video.times() == pytest.approx([i / 10 for i in range(7)])
+
+
 def test_missing_torchcodec_and_unknown_backend(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(ImportError, match="backend 'torchcodec' needs torchcodec and FFmpeg"):
