@@ -42,7 +42,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
 from hf_i2v.architectures import image_config
-from hf_i2v.cards import CardFacts, dataset_fingerprint, write_card
+from hf_i2v.cards import CardFacts, dataset_fingerprint, merge_difference, write_card
 from hf_i2v.checkpoints import CheckpointFolder, configuration_differences, write_atomically
 from hf_i2v.cost import Cost, cost
 from hf_i2v.data import (
@@ -588,6 +588,10 @@ def main(argv: list[str] | None = None) -> None:
             uploads.wait()
             options = resolved_options(args) | {"batch_size": batch_size}
             facts = card_facts(args, predictions, train_loader, eval_loader, options, model_cost)
+            is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+            if isinstance(trained, PeftModel) and not is_sharded:
+                clip = eval_loader.clips[int(predictions.ids_N[0])]["pixel_values"]  # (T, C, h, w), or views of that
+                facts.merge_error = merge_difference(trained, clip[None] if clip.ndim == 4 else clip)
             write_card(trained, folder, facts, uploads.repo_id)
             push_folder(folder, uploads.repo_id, token=args.hub_token)
     accelerator.wait_for_everyone()  # the first process still writes

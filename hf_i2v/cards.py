@@ -193,6 +193,21 @@ def merge_error(model: PeftModel, pixel_values: torch.Tensor) -> tuple[nn.Module
     return merged, (after - before).abs().max().item()
 
 
+@torch.no_grad()
+def merge_difference(model: PeftModel, pixel_values: torch.Tensor) -> float | None:
+    """As the second result of `merge_error`, with the model as before afterwards; None if it cannot be merged."""
+    video_model = model.eval().get_base_model()  # without the autocast of accelerate
+    pixel_values = pixel_values.to(model.device)
+    before = video_model(pixel_values)[0]
+    try:
+        model.merge_adapter()
+    except ValueError:  # no linear map of the weights
+        return None
+    after = video_model(pixel_values)[0]
+    model.unmerge_adapter()
+    return (after - before).abs().max().item()
+
+
 def one_line(text: object) -> str:
     """Text from outside (names, labels) as it may stand in Markdown: one line that opens and closes nothing."""
     return re.sub(r"[\x00-\x1f\x7f`|<>{}\[\]]+", " ", str(text)).strip()[:300]

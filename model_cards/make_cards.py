@@ -23,6 +23,8 @@ from hf_i2v.cards import CardFacts, create_card
 from hf_i2v.options import tuner_config
 
 HERE = Path(__file__).parent
+LICENSES = {"openai/clip-": "mit"}  # of the base model, which an adapter of it may have too: github.com/openai/CLIP
+DATASETS = {"Something-Something-v2": "HuggingFaceM4/something_something_v2"}  # names on the Hub, where they are sure
 SPEED = HERE.parent / "benchmarks" / "speed.csv"
 
 
@@ -65,6 +67,8 @@ def recipe_card(path: Path) -> ModelCard:
     with torch.device("meta"):
         model = get_peft_model(I2VForVideoClassification(config), recipe_config(recipe))
     facts = CardFacts(
+        dataset_id=DATASETS.get(dataset),
+        license=next((licence for start, licence in LICENSES.items() if base.startswith(start)), None),
         dataset=f"{dataset}, {recipe['num_labels']} classes",
         published=[("expected top-1", expected, source.split(". ")[0] if "%" in expected else "none")],
         view_protocol=f"{clips} clip(s) × {crops} crop(s) per video, {recipe['sampling']} sampling",

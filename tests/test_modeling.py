@@ -48,6 +48,14 @@ def test_pixels_of_the_wrong_shape(shape, num_frames, message, tmp_path):
         model(torch.zeros(shape), num_frames=num_frames)
 
 
+def test_a_finished_model_is_no_image_model(tmp_path):
+    tiny_image_model("clip").save_pretrained(tmp_path / "image")
+    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, num_labels=2)
+    model.save_pretrained(tmp_path / "video")
+    with pytest.raises(ValueError, match=r"finished video model.*I2VForVideoClassification\.from_pretrained"):
+        I2VForVideoClassification.from_image_model(tmp_path / "video", num_frames=4, num_labels=2)
+
+
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [

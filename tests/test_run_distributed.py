@@ -118,9 +118,12 @@ def test_ddp_equals_one_process(place, arguments, one_process):
     assert losses(place / "moved") == pytest.approx(losses(one_process)[3:], abs=1e-5)
 
 
-def test_fsdp_equals_one_process(place, arguments, one_process):
-    """Frozen and trained weights sharded together, block by block; and from a checkpoint of another
-    number of processes."""
+def test_fsdp_equals_one_process(place, arguments, one_process, monkeypatch):
+    """Frozen and trained weights sharded together, block by block; from a checkpoint of another number of processes;
+    and to the Hub, with a card."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "hub"))
+    from hub_server import TOKEN, HubServer
+
     script = ROOT / "tests" / "fsdp_on_cpu.py"
     sharded = arguments | {"per_device_train_batch_size": 2}
     run = launch(accelerate_launch("fsdp2"), sharded | {"output_dir": place / "fsdp"}, script)
@@ -132,7 +135,13 @@ def test_fsdp_equals_one_process(place, arguments, one_process):
     assert_equals(place / "fsdp", one_process)
 
     moved = {"output_dir": place / "fsdp-moved", "resume_from_checkpoint": one_process / "checkpoint-3"}
-    run = launch(accelerate_launch("fsdp2"), sharded | moved, script)
+    with HubServer() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        moved |= {"push_to_hub": True, "hub_model_id": "tester/sharded", "hub_token": TOKEN}
+        run = launch(accelerate_launch("fsdp2"), sharded | moved, script)
+    card = hub.repositories["tester/sharded"].files["README.md"].decode()
+    assert re.search(r"trained parameters \| 0.0\d M", card) and "latency" not in card
     assert run.returncode == 0 and "going on after step 3" in run.stdout, run.stderr[-3000:]
     assert losses(place / "fsdp-moved") == pytest.approx(losses(one_process)[3:], abs=1e-5)
     mine, other = (load_file(p / "checkpoint-5/weights.safetensors") for p in (place / "fsdp-moved", one_process))

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import tiny_image_model
 from training import ROOT, command_line, load_script, write_video, write_video_folders
 
-from hf_i2v import I2VForVideoClassification
+from hf_i2v import AutoPeftModelForVideoClassification, I2VForVideoClassification
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +196,8 @@ def test_push_to_hub(script, arguments, tmp_path, monkeypatch, caplog):
     assert "last-checkpoint/weights.safetensors" in files
     card = files["README.md"].decode()
     assert "1x1 (clips x crops) of 4 frames" in card and "videos to train on: 12" in card
+    assert "latency per clip" in card and "before and after merging" in card and "fingerprint" in card
+    AutoPeftModelForVideoClassification.from_pretrained(tmp_path / "run" / "adapter")  # at home its base is known
     everything = b"".join(content for name, content in files.items() if not name.endswith(".safetensors"))
     assert re.search(r"videos that could not be read\W+1\b", card)
     assert "training, epoch 1: 1 failures to read a video" in caplog.text  # although the last step leaves the epoch

@@ -84,3 +84,18 @@ def write_video(path: Path) -> Path:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+def write_moving_texture(path: Path) -> Path:
+    """A video of 30 frames, 44×28, whose texture moves and gets lighter: the filter, the crop and the order of the
+    frames all show in its pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texture = np.random.default_rng(0).integers(0, 160, (14, 22, 3)).astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.bit_rate = 44, 28, 4_000_000
+        for t in range(30):
+            frame = np.roll(texture, t, axis=1).repeat(2, 0).repeat(2, 1) + np.uint8(3 * t)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return path

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import TOKEN, HubServer
-from tiny import write_video
+from tiny import write_moving_texture
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -22,7 +22,7 @@ def hub():
 
 @pytest.fixture(scope="session")
 def video(tmp_path_factory):
-    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4")
+    return write_moving_texture(tmp_path_factory.mktemp("video") / "left" / "clip.mp4")
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,14 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
+
+import yaml
 
 USER = "tester"
+TASKS = ("video-classification", "feature-extraction", "image-feature-extraction", "image-classification")
 TOKEN = "hf_onlyForTheTestsOfThisRepository"
 
 
@@ -57,6 +62,15 @@ class HubServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def status(self, path: str, token: str | None = None) -> int:
+        """What the Hub answers to a request from anybody, or from whoever has the token."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            with urlopen(Request(self.url + path, headers=headers)) as response:
+                return response.status
+        except HTTPError as error:
+            return error.code
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -221,7 +235,31 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.server.url}/{name}/commit/{commit}"
         return self.answer(body={"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
 
-    def validate_card(self, _):
+    def validate_card(self, body):
+        """The rules of the Hub that concern our cards."""
+        _, front, _ = json.loads(body)["content"].split("---\n", 2)
+        card = yaml.safe_load(front)
+        wrong = [
+            key
+            for key, fits in {
+                "license": card.get("license", "mit") in ("other", "mit", "apache-2.0"),
+                "license_name": ("license_name" in card) == (card.get("license") == "other"),
+                "library_name": card.get("library_name") in ("transformers", "peft"),
+                "pipeline_tag": card.get("pipeline_tag", TASKS[0]) in TASKS,
+                "base_model": is_repo_id(card.get("base_model", "a/b")),
+                "base_model_relation": card.get("base_model_relation", "adapter") in ("adapter", "finetune"),
+                "datasets": all(map(is_repo_id, card.get("datasets", []))),
+                "tags": all(isinstance(tag, str) and tag for tag in card.get("tags", [])),
+                "model-index": all(
+                    model["name"]
+                    and all({"task", "dataset", "metrics"} <= result.keys() for result in model["results"])
+                    for model in card.get("model-index", [])
+                ),
+            }.items()
+            if not fits
+        ]
+        if wrong:
+            return self.answer(400, {"errors": [{"message": f"not valid: {wrong}"}], "warnings": []})
         self.answer(body={"errors": [], "warnings": []})
 
     def resolve(self, name, revision, path, _):
@@ -245,6 +283,10 @@ class Handler(BaseHTTPRequestHandler):
 
 def is_lfs(path: str) -> bool:
     return path.endswith((".safetensors", ".bin", ".pt", ".onnx"))
+
+
+def is_repo_id(name) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
 
 
 def git_oid(content: bytes) -> str:

@@ -4,12 +4,19 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from hub_server import HubServer
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
-from tiny import tiny_image_model
+from tiny import randomize_adapter, tiny_image_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModel
 
-from hf_i2v import I2VForVideoClassification, ZeroI2VConfig
-from hf_i2v.cards import create_card
+from hf_i2v import I2VConfig, I2VForVideoClassification, STAdapterConfig, ZeroI2VConfig
+from hf_i2v.cards import CardFacts, create_card, merge_difference, merge_error
+from hf_i2v.cost import cost
+from hf_i2v.data import Preprocessing
 
 ROOT = Path(__file__).parent.parent.parent
 CARDS = sorted(path for path in (ROOT / "model_cards").glob("*.md") if path.stem != "README")
@@ -28,7 +35,8 @@ def test_card(path):
     data = card.data
     assert (data.library_name, data.pipeline_tag) == ("peft", "video-classification")
     assert data.license and data.base_model.startswith("openai/clip-vit") and data.base_model_relation == "adapter"
-    assert data.eval_results is None  # nothing was measured
+    assert data.eval_results is None and data.metrics == ["accuracy"]  # nothing was measured
+    assert data.datasets == (["HuggingFaceM4/something_something_v2"] if "ssv2" in path.stem else None)
     assert "no weights are published" in card.text and "import hf_i2v" in card.text
     assert re.search(r"\| MACs per clip \| [\d.]+ G \| [\d.]+ G \|", card.text)
     assert not re.search(r"(/home|/tmp|/root|/Users|file://)", card.content)
@@ -45,3 +53,83 @@ def test_cards_of_other_tuners_and_of_bare_models(tmp_path):
     assert "AutoModel.from_pretrained(" in create_card(adapter).text
     card = create_card(adapter.merge_and_unload(), repo_id="user/features")
     assert card.data.pipeline_tag == "feature-extraction" and "pooler_output" in card.text
+    assert "features made from an image model with ZeroI2V" in card.text
+    assert "It describes" in card.text and "It names" not in card.text and "video classifier" not in card.text
+    full = create_card(I2VForVideoClassification.from_pretrained(finished(tmp_path)), CardFacts(method="full"))
+    assert "Video model" in full.text and "image model, for clips" in full.text and "CVIU" not in full.text
+
+
+def finished(tmp_path):
+    """The folder of a model that was merged."""
+    tiny_image_model("clip").save_pretrained(tmp_path / "image")
+    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, num_labels=2)
+    get_peft_model(model, ZeroI2VConfig()).merge_and_unload().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+def test_the_hub_would_take_the_cards(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    model = I2VForVideoClassification.from_pretrained(finished(tmp_path))
+    facts = CardFacts(metrics={"accuracy": 0.5}, dataset="a: b # c", dataset_id="user/videos", license="apache-2.0")
+    for card in (*map(ModelCard.load, CARDS), create_card(model, facts, "user/name"), create_card(model)):
+        card.validate()
+    card.data.datasets = ["/home/alice/videos"]
+    with pytest.raises(ValueError, match=r"not valid.*datasets"):
+        card.validate()
+
+
+def test_what_a_model_tells_without_facts(tmp_path):
+    model = I2VForVideoClassification.from_pretrained(finished(tmp_path))
+    assert model.config.methods == ["zeroi2v"]
+    text = create_card(model).text
+    assert "with ZeroI2V" in text and re.search(
+        r"\| latency per clip \| .* ms \(CPU, 1 threads, float32\) \| .* ms \|", text
+    )
+    assert "latency" not in create_card(model, CardFacts(measure_latency=False)).text
+    adapted = get_peft_model(model, STAdapterConfig(adapter_width=8))
+    assert adapted.base_model.bake().config.methods == ["zeroi2v", "st_adapter"]
+
+
+def test_features_keep_the_pixels_of_their_image_model(tmp_path):
+    """A bare vision model, merged: its preprocessing and its base come along."""
+    pixels = Preprocessing(16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
+    tiny_image_model("clip").save_pretrained(tmp_path)
+    pixels.image_processor().save_pretrained(tmp_path)
+    model = get_peft_model(AutoModel.from_pretrained(tmp_path), ZeroI2VConfig(num_frames=4)).merge_and_unload()
+    assert Preprocessing(**model.config.preprocessing) == pixels
+    assert model.config.base_model is None and str(tmp_path) not in str(model.config)  # a place, not a name
+    in_code = get_peft_model(tiny_image_model("clip"), ZeroI2VConfig(num_frames=4)).merge_and_unload()
+    assert in_code.config.preprocessing is None
+
+
+def test_merge_difference_leaves_the_adapter_on(tmp_path, clip_pixels):
+    tiny_image_model("clip").save_pretrained(tmp_path)
+    for config in (ZeroI2VConfig(), STAdapterConfig(adapter_width=8)):
+        model = I2VForVideoClassification.from_image_model(tmp_path, num_frames=4, num_labels=2)
+        model = randomize_adapter(get_peft_model(model, config)).eval()
+        before = model(clip_pixels).logits
+        difference = merge_difference(model, clip_pixels)
+        assert torch.equal(model(clip_pixels).logits, before)
+        assert difference == (merge_error(model, clip_pixels)[1] if isinstance(config, ZeroI2VConfig) else None)
+
+
+def test_a_sharded_model(tmp_path):
+    config = I2VConfig(image_config=tiny_image_model("clip").config, num_frames=4, num_labels=2)
+    model = get_peft_model(I2VForVideoClassification(config), ZeroI2VConfig())
+    facts = CardFacts(cost=cost(model, (1, 4, 3, 16, 16)), measure_latency=False)
+    whole = create_card(model, facts).text
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"sharded.*CardFacts\(cost="):
+            create_card(model)
+        facts.measure_latency = True  # which needs all processes, and is left out
+        assert create_card(model, facts).text == whole
+    finally:
+        torch.distributed.destroy_process_group()

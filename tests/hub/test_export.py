@@ -1,17 +1,19 @@
 """Exported programs give PyTorch's logits, for any number of clips."""
 
+import math
 import re
+import zipfile
 
 import pytest
 from peft import get_peft_model
 from tiny import randomize_adapter, tiny_image_model
 
 from hf_i2v import AIMConfig, I2VForVideoClassification, InTIConfig, STAdapterConfig, ZeroI2VConfig
-from hf_i2v.export import accuracy, export_program, largest_difference, main
+from hf_i2v.export import OnnxClassifier, accuracy, export_onnx, export_program, largest_difference, main
 
 
-def video_model(tmp_path, config):
-    tiny_image_model("clip").save_pretrained(tmp_path / "image")
+def video_model(tmp_path, config, backbone="clip", num_hidden_layers=3):
+    tiny_image_model(backbone, num_hidden_layers=num_hidden_layers).save_pretrained(tmp_path / "image")
     labels = {0: "first", 1: "second"}
     model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, id2label=labels)
     model = randomize_adapter(get_peft_model(model, config)).eval()
@@ -36,6 +38,10 @@ def test_the_command(tmp_path, video, capsys):
     assert differences["model.pt2"] <= 1e-5 and differences["model.onnx"] <= 1e-4
     assert 1e-4 < differences["model.int8.onnx"] < 1  # quantised it is, and not nonsense
     top1 = [re.fullmatch(r"top-1 (100.00|0.00) % (\S+)", line) for line in lines if line.startswith("top-1")]
+    assert b"stack_trace" not in (tmp_path / "exported" / "model.onnx").read_bytes()
+    with zipfile.ZipFile(tmp_path / "exported" / "model.pt2") as archive:
+        content = b"".join(map(archive.read, archive.namelist()))
+    assert b".py" not in content  # no place in a file of this machine
     assert [match[2] for match in top1] == ["PyTorch", "model.pt2", "model.onnx", "model.int8.onnx"]
     assert top1[0][1] == top1[2][1]
     folder.rename(folder.with_name("third"))
@@ -47,3 +53,22 @@ def test_the_command(tmp_path, video, capsys):
 def test_baked_models(tmp_path, config):
     model = video_model(tmp_path, config)
     assert largest_difference(export_program(model).module(), model) <= 1e-5
+
+
+@pytest.mark.parametrize("backbone", ["vit", "siglip", "dinov2"])
+def test_other_backbones(tmp_path, backbone):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model = video_model(tmp_path, ZeroI2VConfig(), backbone, num_hidden_layers=1)
+    program = export_program(model)
+    export_onnx(program, tmp_path / "model.onnx")
+    assert largest_difference(program.module(), model) <= 1e-5
+    assert largest_difference(OnnxClassifier(tmp_path / "model.onnx"), model) <= 1e-4
+
+
+def test_a_difference_that_is_not_finite_shows(tmp_path):
+    model = video_model(tmp_path, ZeroI2VConfig())
+    broken = {2: math.nan, 3: math.inf}
+    for batch_size, value in broken.items():
+        difference = largest_difference(lambda x: model(x).logits * (value if len(x) == batch_size else 1), model)  # noqa: B023
+        assert math.isnan(difference)

@@ -13,7 +13,7 @@ from tiny import randomize_adapter, tiny_image_model
 from hf_i2v import I2VForVideoClassification, InTIConfig, STAdapterConfig, ZeroI2VConfig
 from hf_i2v.cards import CardFacts, merge_error
 from hf_i2v.data import Preprocessing
-from hf_i2v.hub import CheckpointUploads, push_to_hub
+from hf_i2v.hub import CheckpointUploads, push_folder, push_to_hub
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -32,11 +32,18 @@ Preprocessing(16, (0.5,) * 3, (0.5,) * 3, "bilinear").image_processor().push_to_
 adapter = adapted(ZeroI2VConfig())
 logits = {"adapter": adapter(pixels).logits}
 push_to_hub(adapter, "tester/adapter", facts=CardFacts(dataset="moving shapes"))
+tiny_image_model("clip").save_pretrained(folder / "secret" / "image")
+local = I2VForVideoClassification.from_image_model(folder / "secret" / "image", num_frames=4, num_labels=2)
+local = get_peft_model(local, ZeroI2VConfig())
+local.save_pretrained(folder / "adapter")
+push_to_hub(local, "tester/of-a-local-base")
+push_folder(folder / "adapter", "tester/folder")
 merged, error = merge_error(adapter, pixels)
 facts = CardFacts(
     method="zeroi2v", metrics={"accuracy": 0.75}, merge_error=error, arguments={"train_dir": str(folder)}
 )
 push_to_hub(merged, "tester/merged", facts=facts)
+push_to_hub(merged, "tester/private", private=True)
 logits["merged"] = merged(pixels).logits
 baked = adapted(STAdapterConfig(adapter_width=8) + InTIConfig(insert_before=[1])).base_model.bake()
 baked.push_to_hub("tester/baked")  # transformers' own way

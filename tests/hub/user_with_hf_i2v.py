@@ -5,11 +5,15 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, pipeline
 
 import hf_i2v
-from hf_i2v.data import VideoReader, eval_transform, preprocessing_from_pretrained, uniform_indices
+from hf_i2v.data import ClipLoader, VideoClips, eval_transform, load_video_folder, preprocessing_from_pretrained
+from hf_i2v.evaluation import predict, write_predictions
+from hf_i2v.hub import push_to_hub
 
 torch.set_num_threads(1)
 folder, video = map(Path, sys.argv[1:])
@@ -27,10 +31,32 @@ adapter = hf_i2v.AutoPeftModelForVideoClassification.from_pretrained("tester/ada
 differences["adapter"] = (adapter(pixels).logits - expected["adapter"]).abs().max().item()
 
 model = AutoModelForVideoClassification.from_pretrained("tester/merged").eval()
-transform = eval_transform(**vars(preprocessing_from_pretrained("tester/merged")))
-with VideoReader(video) as reader:
-    clip = transform(reader.frames(uniform_indices(num_video_frames=reader.num_frames, num_frames=4)))
-probabilities = model(clip[None]).logits.softmax(-1)[0].tolist()
+pixels = preprocessing_from_pretrained("tester/merged")
+videos = load_video_folder(video.parent.parent)["train"]
+clips = VideoClips(videos, num_frames=4, transform=eval_transform(**vars(pixels)), train=False)
+predictions = predict(Accelerator(cpu=True), model, ClipLoader(clips, batch_size=1))  # as the training script
+write_predictions(folder / "predictions.csv", predictions, [clips.name(0)], list(model.config.id2label.values()))
 rows = pipeline("video-classification", model="tester/merged")(str(video))
-script = {model.config.id2label[i]: p for i, p in enumerate(probabilities)}
-print(json.dumps({"differences": differences, "pipeline": {r["label"]: r["score"] for r in rows}, "script": script}))
+names = model.config.id2label
+backwards = model(clips[0]["pixel_values"].flip(0)[None]).logits.softmax(-1)[0].tolist()
+other_filter = eval_transform(**{**vars(pixels), "interpolation": "bicubic"})
+clips = VideoClips(videos, num_frames=4, transform=other_filter, train=False)
+other_filter = model(clips[0]["pixel_values"][None]).logits.softmax(-1)[0].tolist()
+
+try:
+    push_to_hub(model, "tester/without-a-token")
+    refused = None
+except HfHubHTTPError as error:
+    refused = error.response.status_code
+print(
+    json.dumps(
+        {
+            "differences": differences,
+            "pipeline": {row["label"]: row["score"] for row in rows},
+            "script": {names[i]: float(p) for i, p in enumerate(predictions.scores_NK[0])},
+            "backwards": {names[i]: p for i, p in enumerate(backwards)},
+            "other_filter": {names[i]: p for i, p in enumerate(other_filter)},
+            "refused": refused,
+        }
+    )
+)

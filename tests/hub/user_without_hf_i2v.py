@@ -9,6 +9,7 @@ sys.modules["hf_i2v"] = sys.modules["peft"] = None  # any import of them fails f
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import (  # noqa: E402
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForVideoClassification,
@@ -26,10 +27,17 @@ for name in ("merged", "baked"):
 feature = AutoModel.from_pretrained("tester/merged", trust_remote_code=True)(expected["pixels"]).pooler_output
 rows = pipeline("video-classification", model="tester/merged", trust_remote_code=True)(str(video))
 
+# saved again, as after further training
+AutoModelForVideoClassification.from_pretrained("tester/merged", trust_remote_code=True).save_pretrained(
+    folder / "again"
+)
+AutoImageProcessor.from_pretrained("tester/merged").save_pretrained(folder / "again")
+again = pipeline("video-classification", model=str(folder / "again"), trust_remote_code=True)(str(video))
+
 refusals = []
 for attempt in (
     lambda: AutoModelForVideoClassification.from_pretrained("tester/merged", trust_remote_code=False),
-    lambda: AutoModelForVideoClassification.from_pretrained("tester/run", token=False),
+    lambda: AutoModelForVideoClassification.from_pretrained("tester/private", trust_remote_code=True),
     lambda: AutoModelForImageClassification.from_pretrained("tester/merged", trust_remote_code=True),
 ):
     try:
@@ -45,6 +53,7 @@ print(
             "differences": differences,
             "feature": list(feature.shape),
             "pipeline": {row["label"]: row["score"] for row in rows},
+            "again": {row["label"]: row["score"] for row in again},
             "refusals": refusals,
             "loaded_as_image_model": len(set(plain) - set(info["missing_keys"]) - {"embeddings.position_ids"}),
         }
