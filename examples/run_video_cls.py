@@ -151,7 +151,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_train_epochs", type=positive, default=10)
     add("--max_train_steps", type=positive, help="overrides --num_train_epochs")
     add("--lr_scheduler_type", default="cosine", choices=SCHEDULES)
-    add("--num_warmup_steps", type=float, default=0, help="below 1: a share of all steps")
+    add("--num_warmup_steps", type=float, default=0.0, help="below 1: a share of all steps")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: as accelerate is configured")
     add("--seed", type=int, default=0)
     # the evaluation

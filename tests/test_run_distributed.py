@@ -61,11 +61,12 @@ def one_process(place, arguments) -> Path:
     return output_dir
 
 
-def launch(launcher: list[str], arguments: dict, script: Path = EXAMPLES / "run_video_cls.py"):
-    """Start the script with a program that stands beside this Python, on the CPU."""
+def launch(launcher: list[str], arguments: dict, script: Path = EXAMPLES / "run_video_cls.py", **more: str | None):
+    """Start the script with a program that stands beside this Python, on the CPU; `more` of the environment."""
     command = [str(Path(sys.executable).with_name(launcher[0])), *launcher[1:], str(script), *command_line(arguments)]
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {key: value for key, value in (environment | more).items() if value is not None}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -146,6 +147,39 @@ def test_fsdp_equals_one_process(place, arguments, one_process, monkeypatch):
     assert losses(place / "fsdp-moved") == pytest.approx(losses(one_process)[3:], abs=1e-5)
     mine, other = (load_file(p / "checkpoint-5/weights.safetensors") for p in (place / "fsdp-moved", one_process))
     assert all(torch.allclose(mine[key], other[key], atol=1e-4) for key in other)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_equals_one_process(place, arguments, one_process, stage):
+    pytest.importorskip("deepspeed")
+    output_dir = place / f"zero{stage}"
+    options = {"output_dir": output_dir, "per_device_train_batch_size": 2, "checkpointing_steps": "no"}
+    launcher = accelerate_launch(f"deepspeed_zero{stage}")
+    script = ROOT / "tests" / "deepspeed_on_cpu.py"
+    run = launch(launcher, arguments | options | {"ema_decay": None}, script, DS_ACCELERATOR="cpu")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert losses(output_dir) == pytest.approx(losses(one_process), abs=1e-5)
+    mine, other = (load_file(p / "adapter" / "adapter_model.safetensors") for p in (output_dir, one_process))
+    assert {key: value.shape for key, value in mine.items()} == {key: value.shape for key, value in other.items()}
+
+
+@pytest.mark.parametrize("config", ["fsdp2", "deepspeed_zero2"])
+def test_sharding_that_accelerate_passes_over_is_refused(place, arguments, config):
+    if config.startswith("deepspeed"):
+        pytest.importorskip("deepspeed")
+    options = {"output_dir": place / "refused", "per_device_train_batch_size": 2}
+    run = launch(accelerate_launch(config), arguments | options, DS_ACCELERATOR="cpu")
+    assert run.returncode != 0 and "but uses it on GPUs only" in run.stderr, run.stderr[-3000:]
+
+
+def test_torchrun_needs_no_variable(place, arguments):
+    """Without a GPU two processes find each other, also where nobody says that it is the CPU they run on."""
+    if torch.accelerator.is_available():
+        pytest.skip("for machines without a GPU")
+    options = {"output_dir": place / "torchrun", "per_device_train_batch_size": 2, "max_train_steps": 1}
+    launcher = ["torchrun", "--standalone", "--nproc_per_node", "2"]
+    run = launch(launcher, arguments | options | {"checkpointing_steps": "no"}, ACCELERATE_USE_CPU=None)
+    assert run.returncode == 0 and "4 clips per step, 1 steps" in run.stdout, run.stderr[-3000:]
 
 
 def test_all_stop_when_one_fails(place, arguments):

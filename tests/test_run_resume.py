@@ -54,14 +54,46 @@ def test_killed_and_started_again(place, tmp_path, source, workers):
 
     seed = random.SystemRandom().randrange(10**6)
     chance = random.Random(seed)
-    checkpoints = sorted(chance.sample([2, 4, 6, 8, 10], 2))
-    print(f"seed {seed}: killed after checkpoints {checkpoints}")
+    moments = [f"checkpoint-{step}" for step in sorted(chance.sample([2, 4, 6, 8, 10], 2))]
+    if (source, workers) == ("map", 0):
+        moments = ["run.json", *moments, "checkpoint-12", "adapter"]  # at the start, in evaluation, in the final save
+    print(f"seed {seed}: killed after {moments}")
     killed = tmp_path / "killed"
-    run_with_kills(command_line(common | {"output_dir": killed}), killed, log, checkpoints, chance)
+    run_with_kills(command_line(common | {"output_dir": killed}), killed, log, moments, chance)
 
     assert "going on after step" in log.read_text()  # once or twice: a kill may also hit the start
     for file in ("adapter/adapter_model.safetensors", "checkpoint-12/weights.safetensors", "predictions.csv"):
-        assert (killed / file).read_bytes() == (tmp_path / "alone" / file).read_bytes(), (file, seed, checkpoints)
+        assert (killed / file).read_bytes() == (tmp_path / "alone" / file).read_bytes(), (file, seed, moments)
+
+
+def run(arguments: dict, log: Path) -> str:
+    """What the script says in a process of its own, which must end well."""
+    log.unlink(missing_ok=True)
+    _, status = os.waitpid(start_forked(command_line(arguments), log), 0)
+    assert status == 0, log.read_text()[-3000:]
+    return log.read_text()
+
+
+def test_damaged_checkpoint_and_a_start_from_elsewhere(place, tmp_path):
+    """From a damaged checkpoint the run goes back to the one before it; --resume_from_checkpoint starts a run, and
+    does not take it back when the same command is given again."""
+    common = arguments(place, "map", 0) | {
+        "max_train_steps": 6,
+        "checkpointing_steps": 2,
+        "output_dir": tmp_path / "a",
+    }
+    run(common, tmp_path / "log")
+    weights = tmp_path / "a/checkpoint-6/weights.safetensors"
+    expected = weights.read_bytes()
+    weights.write_bytes(expected[:-1])
+    assert "going on after step 4" in run(common, tmp_path / "log")
+    assert weights.read_bytes() == expected
+
+    moved = common | {"output_dir": tmp_path / "b", "resume_from_checkpoint": tmp_path / "a/checkpoint-4"}
+    assert "going on after step 4" in run(moved, tmp_path / "log")
+    said = run(moved, tmp_path / "log")
+    assert "going on after step 6" in said and "b has checkpoints of its own" in said
+    assert (tmp_path / "b/checkpoint-6/weights.safetensors").read_bytes() == expected
 
 
 def join(rank: int, port: int, record: Path) -> None:

@@ -5,11 +5,12 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, DistributedType
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -88,6 +89,8 @@ def test_everything_at_once(script, arguments, tmp_path, capsys):
     plan = "evaluation: 4 frames of stride 1 × 2 clips × 3 crops = 6 forward passes per video"
     assert printed.count(plan) == printed.count("forward passes") == 1
     assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]  # 2 steps an epoch
+    (tracked,) = (yaml.safe_load(path.read_text()) for path in run.glob("logs/**/hparams.yml"))
+    assert tracked["num_frames"] == 4 and tracked["gradient_checkpointing"] is True
 
     saved = load_file(run / "adapter" / "adapter_model.safetensors")
     checkpoint = load_file(run / "checkpoint-6" / "weights.safetensors")
@@ -115,6 +118,36 @@ def test_everything_at_once(script, arguments, tmp_path, capsys):
     assert yaml.safe_load(config)["flip_labels"] == {"dark": "dark"}  # and not where the file lies
     for place in (tmp_path, arguments["train_dir"], arguments["model_name_or_path"]):
         assert str(place) not in config
+
+
+def test_configuration_can_be_run_again(script, arguments, tmp_path):
+    (tmp_path / "flip.json").write_text('{"dark": "dark"}')
+    options = {"flip": 0.5, "flip_labels": tmp_path / "flip.json", "tuner_config": ["adapter_scale=0.7"]}
+    options |= {"max_train_steps": None, "num_train_epochs": 1, "learning_rate": 1e-5, "rand_augment": [2, 5]}
+    script.main(command_line(arguments | options))
+    folder = tmp_path / "run" / "adapter"
+    saved = yaml.safe_load((folder / "training_config.yaml").read_text())
+    assert (saved["mixed_precision"], saved["max_train_steps"], saved["num_labels"]) == ("no", 3, 2)
+    places = ("model_name_or_path", "train_dir", "validation_dir", "output_dir")
+    again = {key: arguments[key] for key in places} | {"config": folder / "training_config.yaml"}
+    args = script.parse_args(command_line(again))
+    assert script.resolved_options(args) == saved
+    script.main(command_line(again))  # the same run: it is not refused
+    assert (folder / "run.json").read_text() == (tmp_path / "run" / "run.json").read_text()
+
+
+def test_every_epoch_is_saved_under_accumulation(script, arguments, tmp_path):
+    """12 videos, 6 batches, of which a step takes 4: the second epoch ends with a step, the others between two."""
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_train_steps": 7}
+    script.main(command_line(arguments | options | {"checkpointing_steps": "epoch", "checkpoints_total_limit": 9}))
+    assert sorted(int(p.name[11:]) for p in (tmp_path / "run").glob("checkpoint-*")) == [2, 3, 5, 6, 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_base_in_half_precision_trains_in_float32(script, arguments, tmp_path, dtype):
+    tiny_image_model("clip").to(dtype).save_pretrained(tmp_path / "half")
+    args = script.parse_args(command_line(arguments | {"model_name_or_path": tmp_path / "half"}))
+    assert {p.dtype for p in script.build_model(args, ["dark", "light"]).parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora", "stdha+lora", "st_adapter+inti"])
@@ -232,6 +265,53 @@ def test_labels_that_differ_are_refused(script, arguments, tmp_path):
         script.main(command_line(arguments | {"validation_dir": None}))
 
 
+def test_labels_that_only_one_split_has(script, arguments, tmp_path, caplog):
+    videos = {"train_dir": None, "validation_dir": None, "video_dir": arguments["train_dir"]}
+    for name, lines in (("train", "dark/0.mp4 0\nlight/0.mp4 2\n"), ("validation", "dark/1.mp4 0\nlight/1.mp4 1\n")):
+        videos[f"{name}_file"] = tmp_path / f"{name}.txt"
+        videos[f"{name}_file"].write_text(lines)
+    with pytest.raises(ValueError, match=r"validation has videos of \['1'\] \(1 classes in all\), but there are none"):
+        script.main(command_line(arguments | videos))
+    videos["validation_file"].write_text("dark/1.mp4 0\n")
+    script.main(command_line(arguments | videos | {"per_device_train_batch_size": 2}))
+    assert "validation has no videos of ['2'] (1 classes in all)" in caplog.text
+
+
+def test_other_videos_are_refused(script, arguments, tmp_path):
+    moved = Path(shutil.copytree(arguments["train_dir"], tmp_path / "moved"))
+    script.main(command_line(arguments))
+    script.main(command_line(arguments | {"train_dir": moved}))
+    (moved / "dark/0.mp4").rename(moved / "light/9.mp4")
+    with pytest.raises(ValueError, match=r"training_videos was '12 videos, sha256 .*, is '12 videos.* to start anew"):
+        script.main(command_line(arguments | {"train_dir": moved}))
+
+
+def test_the_cpu_is_said_where_there_is_no_gpu(script, arguments, monkeypatch):
+    """Whatever torch was built for."""
+    asked = {}
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(script, "Accelerator", lambda **options: asked.update(options) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        script.main(command_line(arguments))
+    assert asked["cpu"]
+
+
+def test_deepspeed_is_told_what_accelerate_would_guess(script, arguments):
+    """The parts that need no DeepSpeed; with it tests/test_run_distributed.py runs the whole script."""
+    config = {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"}
+    accelerator = SimpleNamespace(
+        distributed_type=DistributedType.DEEPSPEED,
+        num_processes=1,
+        deepspeed_plugin=SimpleNamespace(deepspeed_config=config),
+    )
+    script.check_distribution(accelerator, script.parse_args(command_line(arguments)))
+    assert config == {"train_micro_batch_size_per_gpu": 4, "gradient_clipping": 0.0}
+    for option, value in (("ema_decay", 0.9), ("checkpointing_steps", 5)):
+        with pytest.raises(RuntimeError, match="DeepSpeed"):
+            script.check_distribution(accelerator, script.parse_args(command_line(arguments | {option: value})))
+
+
 def test_clips_shorter_than_an_offset_are_refused(script, arguments):
     with pytest.raises(ValueError, match=r"time_offsets has \[-4\], but in a clip of num_frames=4"):
         script.main(command_line(arguments | {"tuner_config": ["time_offsets=[-4, 1]"]}))
@@ -304,6 +384,13 @@ def test_trainer_is_in_step(script, arguments, tmp_path, capsys):
     for name in ("eval_accuracy", "eval_top5_accuracy", "eval_mean_class_accuracy"):
         assert results[0][name] == results[1][name]
     assert (tmp_path / "trainer" / "adapter" / "adapter_model.safetensors").exists()
-    for option, value in (("ema_decay", 0.9), ("on_bad_video", "skip"), ("max_bad_fraction", 0.1)):
+    saved = tmp_path / "trainer" / "adapter"
+    assert yaml.safe_load((saved / "training_config.yaml").read_text())["learning_rate"] == 0.02
+    assert not list(saved.glob("*.bin"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match=r"trainer holds another run: learning_rate was 0\.02, is 0\.01"):
+        load_script("run_video_cls_trainer").main(command_line(other | {"learning_rate": 0.01}))
+    refused = {"ema_decay": 0.9, "on_bad_video": "skip", "max_bad_fraction": 0.1, "hub_private_repo": True}
+    for option, value in refused.items():
         with pytest.raises(SystemExit, match=f"--{option}.*only with run_video_cls.py"):
             load_script("run_video_cls_trainer").main(command_line(other | {option: value}))

@@ -101,21 +101,21 @@ def start_forked(argv: list[str], log: Path, prepare: Callable[[], None] = lambd
         os._exit(code)
 
 
-def run_with_kills(argv: list[str], output_dir: Path, log: Path, checkpoints: list[int], chance: random.Random) -> int:
-    """Start the script; kill it with SIGKILL a moment after each of the checkpoints appears, and start it again until
-    it is through. Gives how often it was killed."""
+def run_with_kills(argv: list[str], output_dir: Path, log: Path, moments: list[str], chance: random.Random) -> int:
+    """Start the script; kill it with SIGKILL a moment after each of these names appears in the output folder, and
+    start it again until it is through. Gives how often it was killed."""
     kills = 0
-    for step in [*checkpoints, None]:
+    for name in [*moments, None]:
         process = start_forked(argv, log)
-        if step is not None:
-            while not (output_dir / f"checkpoint-{step}").exists():
+        if name is not None:
+            while not (output_dir / name).exists():
                 done, status = os.waitpid(process, os.WNOHANG)
-                assert not done, f"ended before checkpoint {step} with {status}: {log.read_text()[-3000:]}"
+                assert not done, f"ended before {name} with {status}: {log.read_text()[-3000:]}"
                 time.sleep(0.001)
             time.sleep(chance.uniform(0, 0.1))
             os.kill(process, signal.SIGKILL)
             kills += 1
         _, status = os.waitpid(process, 0)
-        if step is None:
+        if name is None:
             assert status == 0, log.read_text()[-3000:]
     return kills
