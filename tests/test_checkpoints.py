@@ -4,6 +4,9 @@ import json
 import os
 import random
 import resource
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from datasets import Dataset, Video
 from torch import nn
 
 from hf_i2v.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
+from hf_i2v.hub import CheckpointUploads
 from hf_i2v.training_state import ExponentialMovingAverage, TrainingState, frozen_fingerprint, videos_fingerprint
 
 CONFIGURATION = {"learning_rate": 0.1, "labels": ["a", "b"]}
@@ -36,6 +40,41 @@ def test_round_trip_and_rotation(tmp_path):
     assert checkpoint.state == {"step": 10, "rate": [0.1 + 0.2]}
     assert folder.load(folder.path(9)).step == 9
     assert CheckpointFolder(tmp_path / "none", CONFIGURATION).load_last() is None
+
+
+class SlowHub:
+    """Uploads end when `go` is set; those of `refused` fail."""
+
+    def __init__(self, refused=()):
+        self.go, self.sent, self.refused, self.pool = Event(), [], refused, ThreadPoolExecutor(1)
+
+    def upload_folder(self, *, folder_path, run_as_future, **_):
+        return self.pool.submit(self.upload, folder_path)
+
+    def upload(self, folder):
+        assert self.go.wait(10)
+        self.sent.append((folder.name, len(list(folder.iterdir()))))  # all files are still there
+        if folder.name in self.refused:
+            raise OSError("no way")
+
+
+@pytest.mark.parametrize("refused", [[], ["checkpoint-3"], ["checkpoint-1", "checkpoint-3"]])
+def test_a_slow_upload_keeps_its_checkpoint_and_not_the_result(tmp_path, monkeypatch, refused):
+    said = []
+    monkeypatch.setattr("hf_i2v.hub.logger.warning", lambda message, *args: said.append(message % args))
+    monkeypatch.setattr("hf_i2v.hub.HfApi.create_repo", lambda *_, **__: SimpleNamespace(repo_id="user/name"))
+    uploads = CheckpointUploads("user/name")
+    uploads.api = hub = SlowHub(refused)
+    folder = saved(tmp_path, total_limit=1)
+    started = []
+    for step in (1, 2, 3):
+        path = folder.save(step, weights(step), {}, spare=uploads.under_way)
+        started.append(uploads.start(path, f"step {step}"))
+    assert started == [True, False, False] and folder.steps() == [1, 3]
+    hub.go.set()
+    uploads.wait()
+    assert hub.sent == [("checkpoint-1", 3), ("checkpoint-3", 3)] and uploads.under_way is None
+    assert len(said) == len(refused)
 
 
 def test_rotation_spares_what_was_just_written_and_what_is_read(tmp_path):

@@ -297,6 +297,15 @@ def test_the_cpu_is_said_where_there_is_no_gpu(script, arguments, monkeypatch):
     assert asked["cpu"]
 
 
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_sharding_that_accelerate_passes_over_is_refused(script, monkeypatch, kind):
+    """As it does on a CPU."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    accelerator = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU, num_processes=1)
+    with pytest.raises(RuntimeError, match=f"configured for {kind}, but uses it on GPUs only"):
+        script.check_distribution(accelerator, None)
+
+
 def test_deepspeed_is_told_what_accelerate_would_guess(script, arguments):
     """The parts that need no DeepSpeed; with it tests/test_run_distributed.py runs the whole script."""
     config = {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"}
