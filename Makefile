@@ -1,5 +1,6 @@
 # make quickstart   a video model from nothing but this checkout, in a few minutes
 # make test         the whole test suite (also what CI runs)
+# make test-demo    the demo page in Chromium (CI: where that can be installed)
 # make lint         ruff
 
 VENV ?= .venv
@@ -7,7 +8,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install quickstart test test-quantization lint clean
+DEMO := $(VENV)-demo
+
+.PHONY: install quickstart test test-quantization test-demo lint clean
 
 install: $(INSTALLED)
 
@@ -30,9 +33,21 @@ test-quantization: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,quantization]"
 	$(BIN)/python -m pytest tests/test_quantized.py
 
+test-demo: $(DEMO)/.installed
+	$(DEMO)/bin/python -m pytest tests/hub/test_demo.py
+
+# over the other environment, because gradio asks for an older Pillow; Chromium from Debian if there is none
+$(DEMO)/.installed: $(INSTALLED)
+	command -v chromium || (apt-get update -qq && apt-get install -qq --no-install-recommends chromium)
+	$(PYTHON) -m venv $(DEMO)
+	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" \
+		> $$($(DEMO)/bin/python -c "import site; print(site.getsitepackages()[0])")/main.pth
+	$(DEMO)/bin/pip install --quiet "gradio==6.31.0" "playwright==1.65.2" "pillow<13"
+	touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) quickstart_output
+	rm -rf $(VENV) $(DEMO) quickstart_output

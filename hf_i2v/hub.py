@@ -65,8 +65,12 @@ def push_folder(
         raise ValueError(f"{pickles} may run code when they are loaded. Publish weights as safetensors only.")
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), _for_others(path)) for path in files]
+    files = {path.relative_to(folder): path for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    operations = [
+        CommitOperationAdd(name.as_posix(), _for_others(path))
+        for name, path in files.items()
+        if name.parts[0] not in (".git", ".cache")  # what git and huggingface_hub keep for themselves
+    ]
     return api.create_commit(repo_id, operations, commit_message=commit_message or "Upload model")
 
 

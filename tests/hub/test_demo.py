@@ -1,6 +1,6 @@
 """The demo page in a real browser: a video is uploaded, its frames and answers appear.
 
-Needs `pip install gradio playwright` and the program chromium, which are too much for CI: there it is skipped.
+Needs gradio, playwright and the program chromium, which `make test-demo` installs; skipped where they are missing.
 """
 
 import os

@@ -23,7 +23,7 @@ def video_model(tmp_path, config, backbone="clip", num_hidden_layers=3):
 def test_the_command(tmp_path, video, capsys):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    model = video_model(tmp_path, ZeroI2VConfig())
+    model = video_model(tmp_path, ZeroI2VConfig(), num_hidden_layers=1)
     model.save_pretrained(tmp_path / "model")
     folder = tmp_path / "validation" / "first"
     folder.mkdir(parents=True)
@@ -61,8 +61,10 @@ def test_other_backbones(tmp_path, backbone):
     pytest.importorskip("onnxruntime")
     model = video_model(tmp_path, ZeroI2VConfig(), backbone, num_hidden_layers=1)
     program = export_program(model)
-    export_onnx(program, tmp_path / "model.onnx")
     assert largest_difference(program.module(), model) <= 1e-5
+    if backbone != "siglip":  # ONNX takes half a minute for them all; SigLIP's pooling is the odd one
+        return
+    export_onnx(program, tmp_path / "model.onnx")
     assert largest_difference(OnnxClassifier(tmp_path / "model.onnx"), model) <= 1e-4
 
 

@@ -37,6 +37,8 @@ local = I2VForVideoClassification.from_image_model(folder / "secret" / "image", 
 local = get_peft_model(local, ZeroI2VConfig())
 local.save_pretrained(folder / "adapter")
 push_to_hub(local, "tester/of-a-local-base")
+(folder / "adapter" / ".cache").mkdir()
+(folder / "adapter" / ".cache" / "lock").write_text(str(folder))
 push_folder(folder / "adapter", "tester/folder")
 merged, error = merge_error(adapter, pixels)
 facts = CardFacts(
