@@ -1,7 +1,7 @@
 """Augmentations of a clip of 8 frames against albumentations and kornia, and against the decoding of the clip.
 
-    pip install --target /tmp/libraries albumentations kornia  # any folder, they are needed for this only
-    PYTHONPATH=/tmp/libraries python benchmarks/data_augment.py --folder /tmp/videos
+    pip install --target libraries albumentations kornia  # any folder, they are needed for this only
+    PYTHONPATH=libraries python benchmarks/data_augment.py --folder videos
 
 The random resized crop is from 240x320 to 224x224, the others are of 224x224. Ours and albumentations take and give
 uint8; kornia is handed the floats that it wants, and that conversion is not counted. In place of RandAugment, which it

@@ -3,7 +3,7 @@ the random resized crop against Pillow.
 
     git clone https://github.com/linziyi96/st-adapter
     pip install decord==0.6.0
-    python benchmarks/data_loader.py --folder /tmp/videos --st_adapter st-adapter
+    python benchmarks/data_loader.py --folder videos --st_adapter st-adapter
 
 Clips are 8 frames of 224x224, uniformly sampled at random, cropped (bicubic), flipped and normalised, of 200 files
 of 320x240. The decord loader uses the repository's own crop. Rounds are interleaved in a rotating order; ratios are of

@@ -1,6 +1,6 @@
 """Memory of a process that decodes 10 000 clips, one after the other, and of its open files.
 
-    python benchmarks/data_memory.py --folder /tmp/videos
+    python benchmarks/data_memory.py --folder videos
 
 Prints resident memory after every 1 000 clips; the files are those of `data_reader.py`, of 320x240 and smaller.
 """

@@ -1,7 +1,7 @@
 """VideoReader against decord 0.6 and against decoding everything with PyAV, one thread each.
 
     pip install decord==0.6.0
-    python benchmarks/data_reader.py --folder /tmp/videos --repeats 7
+    python benchmarks/data_reader.py --folder videos --repeats 7
 
 Ratios of medians of interleaved runs, in a rotating order: each opens the file, takes its length, and decodes the
 frames of the sampling to RGB. Writes `data_reader.csv` beside this script. Peak memory is of a process of its own.
