@@ -37,7 +37,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import get_scheduler
+from transformers import AutoConfig, get_scheduler
 from transformers.integrations import unset_hf_deepspeed_config
 
 from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
@@ -106,7 +106,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--config", type=Path, help="yaml file with any of the options below; the command line overrides it")
     add("--dry_run", **switch, help="resolve everything, build the model without memory, print the numbers and stop")
     # the model
-    add("--model_name_or_path", required=True, help="image checkpoint, a folder or a Hub repository")
+    add("--model_name_or_path", required=True, help="image checkpoint or finished video model: folder or Hub id")
     add("--allow_random_base", **switch, help="accept a checkpoint that leaves backbone weights random")
     add(
         "--tuner",
@@ -117,19 +117,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tuner_config", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help=pairs)
     add("--num_frames", type=positive, default=8, help="frames per clip")
     add("--num_labels", type=positive, help="classes that the data set must have; needed for --dry_run without data")
-    add("--classifier_dropout", type=float, default=0.5)
+    add("--classifier_dropout", type=float, default=0.5, help="probability, before the classifier")
     add("--gradient_checkpointing", **switch, help="less memory, about a third slower")
     # the data
     add_data_arguments(parser)
     add("--shots_per_class", type=positive, help="train on this many videos of each class, drawn with --seed")
     add("--sampling", choices=["uniform", "dense"], default="uniform", help="over the whole video, or neighbours")
     add("--frame_stride", type=positive, default=1, help="distance of a clip's frames in dense sampling")
-    add("--short_video_policy", choices=["repeat_last", "wrap", "error"], default="repeat_last")
+    add(
+        "--short_video_policy",
+        choices=["repeat_last", "wrap", "error"],
+        default="repeat_last",
+        help="below --num_frames",
+    )
     add("--crop_scale", type=float, nargs=2, default=(0.5, 1.0), help="share of the frame that a training crop covers")
     add("--short_side", type=int, nargs=2, help="jitter of the short side in pixels, in place of --crop_scale")
     add("--flip", type=float, default=0.0, help="probability of mirroring a training clip")
     add("--flip_labels", type=json_pairs, help="{class: class that it becomes when mirrored}: a json file, or json")
-    add("--color_jitter", type=float, default=0.0)
+    add("--color_jitter", type=float, default=0.0, help="of brightness, contrast and saturation; 0.4 is usual")
     add("--rand_augment", type=float, nargs=2, metavar=("OPERATIONS", "MAGNITUDE"))
     add("--random_erasing", type=float, default=0.0, help="probability")
     add("--mixup_alpha", type=float, default=0.0, help="0: no mixup")
@@ -140,30 +145,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dataloader_num_workers", type=int, default=0, help="processes that decode")
     # the optimisation
     add("--per_device_train_batch_size", type=positive, default=8, help="clips")
-    add("--gradient_accumulation_steps", type=positive, default=1)
-    add("--learning_rate", type=float, default=1e-3)
+    add("--gradient_accumulation_steps", type=positive, default=1, help="batches of a step")
+    add("--learning_rate", type=float, default=1e-3, help="the highest, after warming up")
     add("--head_learning_rate", type=float, help="of the classifier; default --learning_rate")
     add("--weight_decay", type=float, default=0.05, help="of matrices; biases, norms and embeddings have none")
-    add("--adam_beta2", type=float, default=0.999)
+    add("--adam_beta2", type=float, default=0.999, help="of AdamW")
     add("--max_grad_norm", type=float, help="clip the gradient's norm")
-    add("--label_smoothing", type=float, default=0.0)
+    add("--label_smoothing", type=float, default=0.0, help="share of the target given to all classes alike")
     add("--ema_decay", type=float, help="evaluate and save an exponential moving average of the trained weights")
-    add("--num_train_epochs", type=positive, default=10)
+    add("--num_train_epochs", type=positive, default=10, help="passes over the training videos")
     add("--max_train_steps", type=positive, help="overrides --num_train_epochs")
-    add("--lr_scheduler_type", default="cosine", choices=SCHEDULES)
+    add("--lr_scheduler_type", default="cosine", choices=SCHEDULES, help="transformers' schedules")
     add("--num_warmup_steps", type=float, default=0.0, help="below 1: a share of all steps")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: as accelerate is configured")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of everything that is drawn")
     # the evaluation
     add("--per_device_eval_batch_size", type=positive, default=8, help="clips that go through the model at once")
     add("--eval_views", default="1x1", help="clips x crops of each video: 3x1, 1x3, …")
     add("--eval_steps", type=positive, help="evaluate every so many steps, and not at the end only")
     # the result
-    add("--output_dir", type=Path, required=True)
+    add("--output_dir", type=Path, required=True, help="the same folder and command go on where a run stopped")
     add("--checkpointing_steps", default="epoch", help="a number of steps, 'epoch', or 'no'")
     add("--checkpoints_total_limit", type=positive, default=2, help="checkpoints to keep")
     add("--resume_from_checkpoint", type=Path, help="start from this one, as long as --output_dir has none of its own")
-    add("--logging_steps", type=positive, default=10)
+    add("--logging_steps", type=positive, default=10, help="steps between two lines of the log")
     add("--with_tracking", **switch, help="log to --report_to")
     add("--report_to", default="tensorboard", help="any tracker of accelerate, or all")
     add("--push_to_hub", **switch, help="upload checkpoints while training, and the result with its card")
@@ -235,7 +240,8 @@ def json_pairs(text: str) -> dict[str, str]:
 
 
 def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:
-    """The image model as a video classifier, with the tuner attached; for a dry run without memory."""
+    """The image model as a video classifier, or a finished video model with a classifier for these names, with the
+    tuner attached; for a dry run without memory."""
     options = {
         "num_frames": args.num_frames,
         "id2label": dict(enumerate(names)),
@@ -246,12 +252,16 @@ def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:
         with torch.device("meta"):
             config = I2VConfig(image_config=image_config(args.model_name_or_path), **options)
             return attach_tuner(args, I2VForVideoClassification(config))
-    model = I2VForVideoClassification.from_image_model(
-        args.model_name_or_path,
-        allow_random_base=args.allow_random_base,
-        dtype=torch.float32,  # however it is stored: small steps of what is trained would be lost in half precision
-        **options,
-    )
+    # however it is stored: small steps of what is trained would be lost in half precision
+    options["dtype"] = torch.float32
+    name = args.model_name_or_path
+    if (
+        AutoConfig.from_pretrained(name).model_type == I2VConfig.model_type
+    ):  # a finished video model, for other classes
+        return attach_tuner(
+            args, I2VForVideoClassification.from_pretrained(name, ignore_mismatched_sizes=True, **options)
+        )
+    model = I2VForVideoClassification.from_image_model(name, allow_random_base=args.allow_random_base, **options)
     return attach_tuner(args, model)
 
 
@@ -584,15 +594,15 @@ def main(argv: list[str] | None = None) -> None:
         write_configuration(folder, args, configuration)
         results = {"step": step, **dataclasses.asdict(model_cost)}
         write_results(args, predictions, eval_loader, names, results)
+        options = resolved_options(args) | {"batch_size": batch_size}
+        facts = card_facts(args, predictions, train_loader, eval_loader, options, model_cost)
+        is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if isinstance(trained, PeftModel) and not is_sharded and len(predictions.ids_N):
+            clip = eval_loader.clips[int(predictions.ids_N[0])]["pixel_values"]  # (T, C, h, w), or views of that
+            facts.merge_error = merge_difference(trained, clip[None] if clip.ndim == 4 else clip)
+        write_card(trained, folder, facts, uploads.repo_id if uploads else None)
         if uploads:
             uploads.wait()
-            options = resolved_options(args) | {"batch_size": batch_size}
-            facts = card_facts(args, predictions, train_loader, eval_loader, options, model_cost)
-            is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-            if isinstance(trained, PeftModel) and not is_sharded:
-                clip = eval_loader.clips[int(predictions.ids_N[0])]["pixel_values"]  # (T, C, h, w), or views of that
-                facts.merge_error = merge_difference(trained, clip[None] if clip.ndim == 4 else clip)
-            write_card(trained, folder, facts, uploads.repo_id)
             push_folder(folder, uploads.repo_id, token=args.hub_token)
     accelerator.wait_for_everyone()  # the first process still writes
     accelerator.end_training()
@@ -649,6 +659,7 @@ def card_facts(
         metrics=metrics,
         view_protocol=f"{args.eval_views} (clips x crops) of {args.num_frames} frames",
         arguments=options,
+        measure_latency=args.push_to_hub,
     )
 
 

@@ -403,3 +403,26 @@ def test_trainer_is_in_step(script, arguments, tmp_path, capsys):
     for option, value in refused.items():
         with pytest.raises(SystemExit, match=f"--{option}.*only with run_video_cls.py"):
             load_script("run_video_cls_trainer").main(command_line(other | {option: value}))
+
+
+def test_a_finished_model_learns_other_classes(script, arguments, tmp_path):
+    script.main(command_line(arguments | {"output_dir": tmp_path / "first"}))
+    finished = AutoPeftModelForVideoClassification.from_pretrained(tmp_path / "first" / "adapter").merge_and_unload()
+    finished.save_pretrained(tmp_path / "finished")
+    for split in ("train", "validation"):
+        for i, name in enumerate(("black", "grey", "white")):
+            for video in range(2):
+                write_video(tmp_path / "videos" / split / name / f"{video}.mp4", 20 + 100 * i + video)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    options = {f"{split}_dir": tmp_path / "videos" / split for split in ("train", "validation")}
+    options |= {"model_name_or_path": tmp_path / "finished", "tuner": "st_adapter"}
+    script.main(command_line(arguments | options))
+    loaded = AutoPeftModelForVideoClassification.from_pretrained(tmp_path / "run" / "adapter")
+    assert loaded.config.id2label == {0: "black", 1: "grey", 2: "white"}
+    assert loaded.config.time_offsets == finished.config.time_offsets != None  # noqa: E711
+
+
+def test_the_card_beside_lora_says_how_the_base_sees_time(script, arguments, tmp_path):
+    script.main(command_line(arguments | {"tuner": "stdha+lora"}))
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert ".with_stdha([" in card and str(tmp_path) not in card
