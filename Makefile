@@ -26,7 +26,7 @@ quickstart: install
 	$(BIN)/python examples/quickstart.py --output_dir quickstart_output
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # also runs in `make test` where the libraries are installed; they make every start of Python slower
 test-quantization: install

@@ -3,6 +3,7 @@
     pip install -e ".[benchmarks]"
     python benchmarks/speed.py inference --released path/to/checkouts
     python benchmarks/speed.py training --released path/to/checkouts
+    python benchmarks/speed.py compiled
     python benchmarks/speed.py memory --released path/to/checkouts
     python benchmarks/speed.py scaling
     python benchmarks/speed.py start
@@ -104,10 +105,6 @@ def inference(args) -> list[dict]:
         calls[name] = functools.partial(model.to(**place).eval(), pixels)
     for name, make in released(args).items():
         calls[f"released {name}"] = functools.partial(make().to(**place).eval(), pixels.transpose(1, 2).contiguous())
-    if args.compile:
-        calls["image model, compiled"] = functools.partial(torch.compile(image_model), pixels[0])
-        merged = torch.compile(models["zeroi2v merged"])
-        calls["zeroi2v merged, compiled"] = functools.partial(merged, pixels)
     large = torch.randn(2048, 2048, **place)
     calls["matmul"] = lambda: [large @ large for _ in range(8)]
     with torch.inference_mode():
@@ -175,6 +172,34 @@ def training(args) -> list[dict]:
     times = interleaved({name: our_step(name, args) for name in ("m_adapter", "st_adapter")}, rounds=args.rounds)
     ratio = times["m_adapter"].over(times["st_adapter"])
     return [*rows, row("training", "m_adapter / st_adapter", ratio, times["m_adapter"].spread)]
+
+
+def compiled(args) -> list[dict]:
+    """What torch.compile (inductor) makes of a forward pass and of a training step."""
+    pixels = torch.randn(1, args.num_frames, 3, 224, 224)
+    image_model = CLIPVisionModel(image_config()).eval()
+    forward = {
+        "image model": (image_model, pixels[0]),
+        "zeroi2v merged": (video_model("zeroi2v", args.num_frames).merge_and_unload().eval(), pixels),
+        "st_adapter": (video_model("st_adapter", args.num_frames).eval(), pixels),
+    }
+    calls = {}
+    for name, (model, clip) in forward.items():
+        calls[name] = functools.partial(model, clip)
+        calls[f"{name}, compiled"] = functools.partial(torch.compile(model), clip)
+    with torch.inference_mode():
+        times = interleaved(calls, rounds=args.rounds)
+    calls = {}
+    for name in ("zeroi2v", "st_adapter"):
+        model = video_model(name, args.num_frames).train()
+        calls[f"step of {name}"] = training_step(model, pixels)
+        calls[f"step of {name}, compiled"] = training_step(torch.compile(model), pixels)
+    times |= interleaved(calls, rounds=args.rounds)
+    return [
+        row("compiled", f"{name} / {plain}", times[name].over(times[plain]), times[name].spread)
+        for name in times
+        if (plain := name.removesuffix(", compiled")) != name
+    ]
 
 
 def memory(args) -> list[dict]:
@@ -295,7 +320,7 @@ def report(args) -> list[dict]:
     return []
 
 
-PARTS = {part.__name__: part for part in (inference, training, memory, scaling, start, report, one_peak)}
+PARTS = {part.__name__: part for part in (inference, training, compiled, memory, scaling, start, report, one_peak)}
 
 
 def main() -> None:
@@ -306,7 +331,6 @@ def main() -> None:
     parser.add_argument("--num_frames", type=int, default=8)
     parser.add_argument("--dtype", type=lambda name: getattr(torch, name), default=torch.float32)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="inference also under torch.compile")
     parser.add_argument("--batch_size", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--kind", help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)
