@@ -44,7 +44,7 @@ from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
 from hf_i2v.architectures import image_config
 from hf_i2v.cards import CardFacts, dataset_fingerprint, merge_difference, write_card
 from hf_i2v.checkpoints import CheckpointFolder, configuration_differences, write_atomically
-from hf_i2v.cost import Cost, cost
+from hf_i2v.cost import Cost, cost, merged_macs
 from hf_i2v.data import (
     ClipLoader,
     Mix,
@@ -437,6 +437,15 @@ def resume(args, accelerator: Accelerator, checkpoints: CheckpointFolder, state:
     return step
 
 
+def run_configuration(
+    args: argparse.Namespace, names: list[str], batch_size: int, frozen_weights: str, train_videos: Dataset
+) -> dict:
+    """What makes a run what it is; it goes on only with the same."""
+    options = {key: value for key, value in resolved_options(args).items() if key not in MAY_CHANGE}
+    facts = {"batch_size": batch_size, "labels": names, "frozen_weights": frozen_weights}
+    return options | facts | {"training_videos": videos_fingerprint(train_videos)}
+
+
 def claim(output_dir: Path, configuration: dict) -> None:
     """Refuse an output folder that holds another run."""
     record = output_dir / "run.json"
@@ -509,9 +518,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # where the run stands: what it is, and what it has to go on from
     batch_size = args.per_device_train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-    configuration = {key: value for key, value in resolved_options(args).items() if key not in MAY_CHANGE}
-    configuration |= {"batch_size": batch_size, "labels": names, "frozen_weights": frozen_weights}
-    configuration["training_videos"] = videos_fingerprint(videos["train"])
+    configuration = run_configuration(args, names, batch_size, frozen_weights, videos["train"])
     checkpoints = CheckpointFolder(args.output_dir, configuration, args.checkpoints_total_limit)
     state = TrainingState(
         accelerator.unwrap_model(model), optimizer.optimizer, scheduler, train_loader, ema, accelerator.scaler
@@ -682,9 +689,8 @@ def dry_run(args: argparse.Namespace) -> list[str]:
     shape = (1, args.num_frames, 3, size, size)
     model_cost = cost(model, shape)
     head = sum(p.numel() for n, p in trained_parameters(model).items() if "classifier" in n)
-    macs, kind = model_cost.macs, "as trained"
-    if isinstance(model, PeftModel) and set(args.tuner.split("+")) <= {"zeroi2v", "stdha", "linear_adapter", "lora"}:
-        macs, kind = cost(model.merge_and_unload(), shape).macs, "merged"
+    merged = merged_macs(model, shape) if isinstance(model, PeftModel) else None
+    macs, kind = (model_cost.macs, "as trained") if merged is None else (merged, "merged")
     views = math.prod(map(int, args.eval_views.split("x")))
     clips = args.per_device_train_batch_size * args.gradient_accumulation_steps
     length = f"{args.max_train_steps} steps" if args.max_train_steps else f"{args.num_train_epochs} epochs"

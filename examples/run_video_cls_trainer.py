@@ -13,7 +13,6 @@ import json
 
 import torch
 from run_video_cls import (
-    MAY_CHANGE,
     build_clips,
     build_model,
     build_optimizer,
@@ -21,15 +20,15 @@ from run_video_cls import (
     claim,
     few_shot,
     parse_args,
-    resolved_options,
     result_folder,
+    run_configuration,
     write_configuration,
 )
 from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 
 from hf_i2v.data import collate, preprocessing_from_pretrained, videos_from_args
 from hf_i2v.metrics import VideoClassificationMetric
-from hf_i2v.training_state import frozen_fingerprint, videos_fingerprint
+from hf_i2v.training_state import frozen_fingerprint
 
 NOT_HERE = {
     **{"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "ema_decay": None, "eval_views": "1x1", "dry_run": False},
@@ -100,9 +99,8 @@ def main(argv: list[str] | None = None) -> Trainer:
         optimizers=(build_optimizer(args, model), None),
     )
     args.num_labels, args.mixed_precision = len(names), trainer.accelerator.mixed_precision
-    configuration = {key: value for key, value in resolved_options(args).items() if key not in MAY_CHANGE}
-    configuration |= {"script": "run_video_cls_trainer", "labels": names, "batch_size": trainer.args.train_batch_size}
-    configuration |= {"frozen_weights": frozen, "training_videos": videos_fingerprint(videos["train"])}
+    configuration = run_configuration(args, names, trainer.args.train_batch_size, frozen, videos["train"])
+    configuration["script"] = "run_video_cls_trainer"
     if trainer.is_world_process_zero():
         claim(args.output_dir, configuration)
         print(f"evaluation: {eval_clips.view_plan()}")

@@ -8,11 +8,9 @@ from transformers.utils import cached_file
 from .backbones import find_backbone
 from .composition import method_to_dict
 from .config import I2VTunerConfig
-from .modeling_i2v import I2VForVideoClassification
+from .modeling_i2v import I2VForVideoClassification, hub_arguments
 from .trained_on import other_weights
 from .untrusted import check_finite, check_method_sizes
-
-HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only")
 
 
 class AutoPeftModelForVideoClassification:
@@ -51,7 +49,8 @@ class AutoPeftModelForVideoClassification:
         if config is None:
             config = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
         base = _base_model(config, str(pretrained_model_name_or_path), kwargs)
-        where = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs} | {"revision": revision}
+        of_base = {id(p) for p in base.parameters()}  # which were looked at when it was loaded
+        where = hub_arguments(kwargs) | {"revision": revision}
         cached_file(pretrained_model_name_or_path, SAFETENSORS_WEIGHTS_NAME, **where)  # peft would read a pickle too
         kwargs.pop("num_frames", None)
         model = PeftModel.from_pretrained(
@@ -64,7 +63,8 @@ class AutoPeftModelForVideoClassification:
             low_cpu_mem_usage=low_cpu_mem_usage,
             **kwargs,
         )
-        check_finite(dict(model.named_parameters()), pretrained_model_name_or_path)
+        own = {name: p for name, p in model.named_parameters() if id(p) not in of_base}
+        check_finite(own, pretrained_model_name_or_path)
         return model
 
 
@@ -93,8 +93,8 @@ def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoCl
         kwargs = {**kwargs, "revision": config.revision}
     id2label = {int(i): name for i, name in video["id2label"].items()}
     labels = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
-    where = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision") if key in kwargs}
-    if AutoConfig.from_pretrained(base, **where).model_type == I2VForVideoClassification.config_class.model_type:
+    base_type = AutoConfig.from_pretrained(base, **hub_arguments(kwargs)).model_type
+    if base_type == I2VForVideoClassification.config_class.model_type:
         model = I2VForVideoClassification.from_pretrained(base, ignore_mismatched_sizes=True, **labels, **kwargs)
         finished = video.get("pooling", model.config.pooling) != model.config.pooling
     else:

@@ -14,11 +14,10 @@ import math
 import statistics
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -69,6 +68,14 @@ def count_macs(model: nn.Module, pixel_values_shape: tuple[int, ...], *, as_pape
 def cost(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> Cost:
     """Parameters and MACs of `model` for an input of the given shape."""
     return Cost(*count_parameters(model), count_macs(model, pixel_values_shape))
+
+
+def merged_macs(model: PeftModel, pixel_values_shape: tuple[int, ...]) -> int | None:
+    """MACs of one forward pass once the adapter is merged, which this does; None where it cannot be."""
+    try:
+        return count_macs(model.merge_and_unload(), pixel_values_shape)
+    except ValueError:
+        return None
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -162,9 +169,8 @@ def _row(tuner: str, args: argparse.Namespace) -> Row:
         macs * clips * crops,
         activation_bytes(on_the_meta_device, shape),
     )
-    with suppress(ValueError), torch.device("meta"):
-        if tuner != "none":
-            row.merged_clip_macs = count_macs(on_the_meta_device.merge_and_unload(), (1, *shape[1:]))
+    if isinstance(on_the_meta_device, PeftModel):
+        row.merged_clip_macs = merged_macs(on_the_meta_device, (1, *shape[1:]))
     if args.latency:
         row.latency_seconds, row.latency_spread_seconds = latency(model(args.device), shape, args.latency)
     return row

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import (
     MODEL_MAPPING,
@@ -182,7 +183,7 @@ class I2VPreTrainedModel(PreTrainedModel):
             ValueError: an adapter that was attached with peft is still in the model; its weights would be lost.
         """
         if not getattr(self, "_hf_peft_config_loaded", False) and any(
-            hasattr(m, "merged_adapters") for m in self.modules()
+            isinstance(m, BaseTunerLayer) for m in self.modules()
         ):
             raise ValueError(
                 f"This {type(self).__name__} still holds an adapter, which would not load again with it. Save the "
@@ -340,13 +341,12 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         labels = {key: value for key, value in labels.items() if value is not None}
         if id2label is None and num_labels is not None:
             labels["num_labels"] = num_labels
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
         config = I2VConfig(
             image_config=image_model.config,
             num_frames=num_frames,
             classifier_dropout=classifier_dropout,
             base_model=hub_name(pretrained_model_name_or_path),
-            preprocessing=_preprocessing(pretrained_model_name_or_path, **hub),
+            preprocessing=_preprocessing(pretrained_model_name_or_path, **hub_arguments(kwargs)),
             **labels,
         )
         keep_from_initialisation(image_model)
@@ -392,8 +392,7 @@ def _check_is_video_model(name: str, wanted: str, kwargs: dict) -> None:
             "hf_i2v.AutoPeftModelForVideoClassification.from_pretrained(...); its merge_and_unload() or bake() gives "
             "a model that saves and loads without peft."
         )
-    hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
-    model_type = PreTrainedConfig.get_config_dict(name, **hub)[0].get("model_type")
+    model_type = PreTrainedConfig.get_config_dict(name, **hub_arguments(kwargs))[0].get("model_type")
     if model_type != I2VConfig.model_type:
         raise ValueError(
             f"{name} holds a {model_type!r} model, not a {wanted}. To make a video model from an image model, use "
@@ -468,6 +467,11 @@ def _preprocessing(name: str, **hub) -> dict | None:
     except ValueError as error:
         logger.warning("%s: no processors will be saved with the video model.", error)
         return None
+
+
+def hub_arguments(kwargs: dict) -> dict:
+    """Those of a `from_pretrained`'s arguments that say where a file comes from, for what else is read there."""
+    return {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
 
 
 def hub_name(name: str | None) -> str | None:
