@@ -27,8 +27,8 @@ from run_video_cls import (
 from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 
 from hf_i2v.data import collate, preprocessing_from_pretrained, videos_from_args
-from hf_i2v.metrics import VideoClassificationMetric
-from hf_i2v.training_state import frozen_fingerprint
+from hf_i2v.training.metrics import VideoClassificationMetric
+from hf_i2v.training.state import frozen_fingerprint
 
 NOT_HERE = {
     **{"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "ema_decay": None, "eval_views": "1x1", "dry_run": False},

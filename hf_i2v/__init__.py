@@ -1,6 +1,7 @@
 """hf_i2v: any Hugging Face image transformer becomes a video model. Importing it registers everything with peft and
 transformers."""
 
+from . import moved  # noqa: F401
 from .auto import AutoPeftModelForVideoClassification
 from .backbones import UnsupportedBackboneError
 from .composition import ComposedConfig

@@ -1,5 +1,6 @@
 """Checkpoints on disk: whole or absent, verified, rotated, of one configuration."""
 
+import importlib
 import json
 import os
 import random
@@ -14,9 +15,10 @@ import torch
 from datasets import Dataset, Video
 from torch import nn
 
-from hf_i2v.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
 from hf_i2v.hub import CheckpointUploads
-from hf_i2v.training_state import ExponentialMovingAverage, TrainingState, frozen_fingerprint, videos_fingerprint
+from hf_i2v.moved import MOVED
+from hf_i2v.training.checkpoints import Checkpoint, CheckpointError, CheckpointFolder
+from hf_i2v.training.state import ExponentialMovingAverage, TrainingState, frozen_fingerprint, videos_fingerprint
 
 CONFIGURATION = {"learning_rate": 0.1, "labels": ["a", "b"]}
 
@@ -91,7 +93,9 @@ def test_rotation_spares_what_was_just_written_and_what_is_read(tmp_path):
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damaged_checkpoint_falls_back(tmp_path, file, damage, monkeypatch):
     said = []
-    monkeypatch.setattr("hf_i2v.checkpoints.logger.warning", lambda message, *args: said.append(message % args))
+    monkeypatch.setattr(
+        "hf_i2v.training.checkpoints.logger.warning", lambda message, *args: said.append(message % args)
+    )
     folder = saved(tmp_path, 1, 2)
     path = folder.path(2) / file
     content = bytearray(path.read_bytes())
@@ -210,7 +214,7 @@ def test_training_state_is_restored_exactly(tmp_path):
 
 def test_another_number_of_processes_is_said(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr("hf_i2v.training_state.logger.warning", lambda message, *args: said.append(message % args))
+    monkeypatch.setattr("hf_i2v.training.state.logger.warning", lambda message, *args: said.append(message % args))
     *_, state = training(seed=0)
     weights, values = state.collect()
     values["random"] *= 2
@@ -260,3 +264,10 @@ def test_manifest_is_readable(tmp_path):
     folder = saved(tmp_path, 5)
     manifest = json.loads((folder.path(5) / "manifest.json").read_text())
     assert manifest["step"] == 5 and manifest["configuration"] == CONFIGURATION
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_modules_are_found_where_they_were(name):
+    module = importlib.import_module(name)
+    assert module is importlib.import_module(MOVED[name])
+    assert module.__spec__.name == module.__name__ == MOVED[name]

@@ -12,13 +12,20 @@ from accelerate import Accelerator
 from torch import nn
 from training import ROOT
 
-from hf_i2v.evaluation import Predictions, confusion_matrix, draw_confusion_matrix, predict, scores, write_predictions
-from hf_i2v.metrics import VideoClassificationMetric, top_classes
+from hf_i2v.training.evaluation import (
+    Predictions,
+    confusion_matrix,
+    draw_confusion_matrix,
+    predict,
+    scores,
+    write_predictions,
+)
+from hf_i2v.training.metrics import VideoClassificationMetric, top_classes
 
 
 def test_metric_needs_no_hub(tmp_path):
     program = """if True:
-        from hf_i2v.metrics import VideoClassificationMetric
+        from hf_i2v.training.metrics import VideoClassificationMetric
         print(VideoClassificationMetric().compute(predictions=[[0.1, 0.9]], references=[1])["accuracy"])"""
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True)
