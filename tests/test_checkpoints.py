@@ -112,6 +112,59 @@ def test_damaged_checkpoint_falls_back(tmp_path, file, damage, monkeypatch):
         folder.load_last()
 
 
+def flipped(content: bytes, place: int, bit: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :]
+
+
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path):
+    """Or changes nothing. Every byte of small files, 300 of the large one."""
+    chance = random.Random(0)
+    folder = CheckpointFolder(tmp_path, CONFIGURATION)
+    path = folder.save(16, {"weight": torch.full((5, 5), 16)}, {"rates": [0.1 * i for i in range(40)]})
+    whole = repr(folder.load(path))
+    for file in sorted(path.iterdir()):
+        content = file.read_bytes()
+        for place in range(len(content)) if len(content) < 1500 else chance.sample(range(len(content)), 300):
+            file.write_bytes(flipped(content, place, chance.randrange(8)))
+            try:
+                assert repr(folder.load(path)) == whole, (file.name, place)
+            except CheckpointError as error:
+                assert "is damaged" in str(error)
+        file.write_bytes(content)
+    assert repr(folder.load(path)) == whole
+
+
+def test_a_manifest_from_before_it_had_a_digest(tmp_path):
+    folder = saved(tmp_path, 8, 9)
+    path = folder.path(9) / "manifest.json"
+    manifest = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "sha256"}
+    path.write_text(json.dumps(manifest, indent=2))
+    assert folder.load_last().step == 9
+    path.write_text(json.dumps(manifest | {"step": 8}, indent=2))
+    with pytest.raises(CheckpointError, match=r"checkpoint-9 is damaged \(size or checksum of manifest.json\)"):
+        folder.load(folder.path(9))
+    path.write_text(json.dumps(manifest))
+    folder.path(9).rename(tmp_path / "last-checkpoint")  # as it comes from the Hub
+    assert folder.load(tmp_path / "last-checkpoint").step == 9
+
+
+def test_everything_is_on_the_disk_before_the_name_appears(tmp_path, monkeypatch):
+    events, sync, rename = [], os.fsync, type(tmp_path).rename
+
+    def names(descriptor):
+        events.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    monkeypatch.setattr("os.fsync", names)
+    monkeypatch.setattr(
+        type(tmp_path), "rename", lambda self, to: (events.append(f"-> {to.name}"), rename(self, to))[1]
+    )
+    saved(tmp_path, 3)
+    unfinished = ".unfinished-checkpoint-3"
+    files = {"weights.safetensors", "state.pt", "manifest.json"}
+    assert set(events[:3]) == files and events[3:] == [unfinished, "-> checkpoint-3", "run"]
+
+
 def test_another_configuration_is_refused(tmp_path):
     saved(tmp_path, 1)
     other = CheckpointFolder(tmp_path / "run", CONFIGURATION | {"learning_rate": 0.2})
