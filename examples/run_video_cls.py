@@ -201,7 +201,7 @@ def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:
 
 def attach_tuner(args: argparse.Namespace, model: I2VForVideoClassification) -> nn.Module:
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     if args.tuner == "full":
         return model.requires_grad_(True)
     if args.tuner == "linear_probe":
@@ -391,8 +391,8 @@ def main(argv: list[str] | None = None) -> None:
     meter = Meter(accelerator)
     state = TrainingState(trained, optimizer.optimizer, scheduler, train_loader, ema, accelerator.scaler, meter)
     first = step = args.max_train_steps if args.evaluate_only else resume(args, accelerator, checkpoints, state)
-    simple = {key: value for key, value in configuration.items() if isinstance(value, str | int | float)}
-    accelerator.init_trackers("run_video_cls", simple)
+    options = resolved_options(args) | {"batch_size": batch_size}
+    accelerator.init_trackers("run_video_cls", {k: v for k, v in options.items() if isinstance(v, str | int | float)})
     accelerator.print(
         f"{args.tuner}: {model_cost} per clip of {args.num_frames}x{preprocessing.size}x{preprocessing.size}\n"
         f"{len(train_loader.clips)} videos to train on, {len(eval_loader.clips)} to validate, {len(names)} classes; "
@@ -416,15 +416,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # training
     check = FiniteCheck(trained_parameters(trained).values())
-    progress = tqdm(
-        total=args.max_train_steps,
-        initial=step,
-        desc="train",
-        unit="step",
-        disable=not accelerator.is_local_main_process,
-    )
+    bar = {"total": args.max_train_steps, "initial": step, "desc": "train", "unit": "step"}
+    bar["disable"] = args.evaluate_only or not accelerator.is_local_main_process
     saved_epoch = train_loader.state_dict()["epoch"]
-    with interrupts_explained(checkpoints):
+    with interrupts_explained(checkpoints), tqdm(**bar) as progress:
         while step < args.max_train_steps:
             model.train()
             epoch = train_loader.epoch
@@ -462,7 +457,6 @@ def main(argv: list[str] | None = None) -> None:
                     break
                 if args.eval_steps and step % args.eval_steps == 0:
                     evaluate()
-    progress.close()
 
     # the result: what was trained first, so that nothing that follows can lose it
     folder = result_folder(args)
@@ -489,7 +483,6 @@ def main(argv: list[str] | None = None) -> None:
         facts["eval_runtime"] = round(time.perf_counter() - began, 3)
         evaluated = [eval_loader.clips.name(i) for i in range(len(eval_loader.clips))]
         results = write_results(args.output_dir, predictions, evaluated, names, facts)
-        options = resolved_options(args) | {"batch_size": batch_size}
         facts = card_facts(args, predictions, train_loader, eval_loader, options, model_cost)
         is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if isinstance(trained, PeftModel) and not is_sharded and len(predictions.ids_N):

@@ -345,7 +345,7 @@ def test_a_folder_with_another_run_is_refused(script, arguments, tmp_path):
     with pytest.raises(ValueError, match=r"holds another run: learning_rate was 0\.001, is 0\.5\. Choose another"):
         script.main(command_line(arguments | {"learning_rate": 0.5}))
     (tmp_path / "run" / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"holds another run \(adapter, all_results.json\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(adapter, all_results.json, train_results.json\)"):
         script.main(command_line(arguments))
 
 

@@ -1,5 +1,6 @@
 """A script as a command: an error that its user can put right is one sentence, only the unexpected has a traceback."""
 
+import linecache
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -47,7 +48,9 @@ def interrupts_explained(checkpoints: CheckpointFolder) -> Iterator[None]:
 def _is_expected(error: Exception, script: Path) -> bool:
     if isinstance(error, OSError):  # also transformers' and the Hub's, of models that are not there
         return True
-    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    if isinstance(error, (AttributeError, LookupError, AssertionError, NotImplementedError)):
+        return False
+    *_, (last, line) = traceback.walk_tb(error.__traceback__)
     raised_in = Path(last.f_code.co_filename)
-    is_defect = isinstance(error, (TypeError, AttributeError, LookupError, AssertionError, NotImplementedError))
-    return not is_defect and (raised_in == script or OURS in raised_in.parents)
+    is_ours = raised_in == script or OURS in raised_in.parents
+    return is_ours and linecache.getline(str(raised_in), line).lstrip().startswith("raise ")  # and not torch's
