@@ -33,12 +33,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-_rows = None  # of the split at hand; forked workers inherit it
-
-
-def check(index: int, num_frames: int | None) -> str | None:
+def check(row: dict, num_frames: int | None) -> str | None:
     """What is wrong with a video, or None; frames are decoded in parts, so that long videos fit in memory."""
-    row = _rows[index]
     try:
         with open_video(row) as video:
             first, length = 0, video.num_frames
@@ -58,41 +54,41 @@ def check(index: int, num_frames: int | None) -> str | None:
 
 def bad_videos(rows, num_frames: int | None, num_workers: int, title: str) -> Iterator[dict]:
     """Bad videos as they are found."""
-    global _rows
-    _rows = rows
     waiting = list(range(len(rows)))[::-1]
     with tqdm(total=len(rows), desc=title, unit="video") as progress:
         while waiting:
             suspects = []
-            for index, reason in _checked(waiting, num_frames, num_workers, suspects):
+            for index, reason in _checked(rows, waiting, num_frames, num_workers, suspects):
                 progress.update()
                 if reason is not None:
-                    yield _bad(index, reason)
+                    yield _bad(rows, index, reason)
             for index in suspects:  # each in a process of its own, one of them dies again
                 lost = []
-                reasons = [reason for _, reason in _checked([index], num_frames, 1, lost)]
+                reasons = [reason for _, reason in _checked(rows, [index], num_frames, 1, lost)]
                 progress.update()
                 if lost:
                     reasons = [f"{rows[index]['video']['path']}: decoding it kills the process"]
                 if reasons[0] is not None:
-                    yield _bad(index, reasons[0])
+                    yield _bad(rows, index, reasons[0])
 
 
-def _bad(index: int, reason: str) -> dict:
-    return {"id": index, "path": _rows[index]["video"]["path"], "reason": reason}
+def _bad(rows, index: int, reason: str) -> dict:
+    return {"id": index, "path": rows[index]["video"]["path"], "reason": reason}
 
 
 def _checked(
-    waiting: list[int], num_frames: int | None, num_workers: int, lost: list[int]
+    rows, waiting: list[int], num_frames: int | None, num_workers: int, lost: list[int]
 ) -> Iterator[tuple[int, str | None]]:
     """Take videos from the end of `waiting` and give each with what is wrong with it, until none is left or a worker
     dies; then `lost` are those that were under way."""
     at_work: dict[Future, int] = {}
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("fork")) as pool:  # forked workers inherit the rows
+    context = get_context("forkserver")  # a fork of this process would copy locks that its threads hold
+    context.set_forkserver_preload(["hf_i2v.data"])
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
         while waiting or at_work:
             try:
                 while waiting and len(at_work) < 2 * num_workers:
-                    future = pool.submit(check, waiting[-1], num_frames)
+                    future = pool.submit(check, rows[waiting[-1]], num_frames)
                     at_work[future] = waiting.pop()
                 for future in wait(at_work, return_when=FIRST_COMPLETED).done:
                     reason = future.result()

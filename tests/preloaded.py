@@ -1,18 +1,13 @@
 """Imported once by the fork server of `processes`; what it forks has the training script imported already."""
 
 import os
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-
 import torch
+from training import load_script
 
 torch.set_num_threads(1)
-
-import run_video_cls
-
-__all__ = ["SERVER", "run_video_cls"]
+load_script("run_video_cls")
 
 SERVER = os.getpid()
 THREADS = Path("/proc/self/task")

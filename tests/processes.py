@@ -46,7 +46,7 @@ def start(function: Callable, *args, log: Path) -> BaseProcess:
 def _call(function: Callable, args: tuple, log: Path, environment: dict[str, str]) -> None:
     import preloaded
 
-    assert preloaded.SERVER == os.getppid(), "the fork server has not imported `preloaded`"
+    assert os.getppid() == preloaded.SERVER, "the fork server has not imported `preloaded`"
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(output, number)

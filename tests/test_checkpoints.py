@@ -1,7 +1,6 @@
 """Checkpoints on disk: whole or absent, verified, rotated, of one configuration."""
 
 import json
-import os
 import random
 import resource
 from concurrent.futures import ThreadPoolExecutor

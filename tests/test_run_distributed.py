@@ -79,9 +79,8 @@ def launch(launcher: list[str], arguments: dict, script: Path = EXAMPLES / "run_
 
 
 def accelerate_launch(config: str, taken_port: socket.socket) -> list[str]:
-    """With one of our configs, but 2 processes and no mixed precision. accelerate finds the port that it is given taken
-    and lets the store of the processes choose one: between a search for a free port and its use others could take it.
-    """
+    """With one of our configs, but 2 processes and no mixed precision. As the port is taken, accelerate lets torchrun
+    choose one; a port that was free when a test looked for it could be taken by now."""
     options = {"config_file": CONFIGS / f"{config}.yaml", "num_processes": 2, "mixed_precision": "no"}
     return ["accelerate", "launch", *command_line(options | {"main_process_port": taken_port.getsockname()[1]})]
 
@@ -117,7 +116,9 @@ def assert_equals(output_dir: Path, one_process: Path) -> None:
 
 def test_ddp_equals_one_process(place, arguments, one_process, taken_port):
     output_dir = place / "ddp"
-    run = launch(accelerate_launch("ddp", taken_port), arguments | {"output_dir": output_dir, "per_device_train_batch_size": 2})
+    run = launch(
+        accelerate_launch("ddp", taken_port), arguments | {"output_dir": output_dir, "per_device_train_batch_size": 2}
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     assert "4 clips per step" in run.stdout and run.stdout.count("top-1") == 1
     assert run.stdout.count("1 clips × 1 crops = 1 forward passes per video") == 1

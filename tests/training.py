@@ -14,8 +14,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+import processes
 import torch
-from processes import start
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -81,7 +81,7 @@ def command_line(arguments: dict) -> list[str]:
 
 def start_script(argv: list[str], log: Path, prepare: Callable[[], None] | None = None) -> BaseProcess:
     """The script in a process of its own that calls `prepare` first."""
-    return start(_run_script, argv, prepare, log=log)
+    return processes.start(_run_script, argv, prepare, log=log)
 
 
 def _run_script(argv: list[str], prepare: Callable[[], None] | None) -> None:
