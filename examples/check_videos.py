@@ -4,7 +4,8 @@
 
 Each video is opened, its frames are counted, and those of a clip over its whole length are decoded (`--all_frames`:
 all of them); where a list says start and end, those between. `--output_file` gets a JSON line per bad video as it is
-found. A video that kills the process that decodes it is one, too. The exit status is 1 if there is any.
+found; training leaves the listed ones out with `--exclude bad_videos.jsonl`. A video that kills the process that
+decodes it is one, too. The exit status is 1 if there is any.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hf_i2v.data import VideoDecodeError, add_data_arguments, open_video, uniform_indices, videos_from_args
-from hf_i2v.data.datasets import frames_between
+from hf_i2v.data.clips import frames_between
+from hf_i2v.data.failures import bad_video
+from hf_i2v.data.fingerprints import common_folder
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,14 +57,14 @@ def check(row: dict, num_frames: int | None) -> str | None:
 
 def bad_videos(rows, num_frames: int | None, num_workers: int, title: str) -> Iterator[dict]:
     """Bad videos as they are found."""
-    waiting = list(range(len(rows)))[::-1]
+    waiting, root = list(range(len(rows)))[::-1], common_folder(rows)
     with tqdm(total=len(rows), desc=title, unit="video") as progress:
         while waiting:
             suspects = []
             for index, reason in _checked(rows, waiting, num_frames, num_workers, suspects):
                 progress.update()
                 if reason is not None:
-                    yield _bad(rows, index, reason)
+                    yield bad_video(rows[index], index, reason, root)
             for index in suspects:  # each in a process of its own, one of them dies again
                 lost = []
                 reasons = [reason for _, reason in _checked(rows, [index], num_frames, 1, lost)]
@@ -69,11 +72,7 @@ def bad_videos(rows, num_frames: int | None, num_workers: int, title: str) -> It
                 if lost:
                     reasons = [f"{rows[index]['video']['path']}: decoding it kills the process"]
                 if reasons[0] is not None:
-                    yield _bad(rows, index, reasons[0])
-
-
-def _bad(rows, index: int, reason: str) -> dict:
-    return {"id": index, "path": rows[index]["video"]["path"], "reason": reason}
+                    yield bad_video(rows[index], index, reasons[0], root)
 
 
 def _checked(
