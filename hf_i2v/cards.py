@@ -1,10 +1,8 @@
 """Model cards from facts: what code can count is counted, what training knows is handed in, nothing is invented."""
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from transformers import AutoModel
 from .composition import method_to_dict
 from .config import I2VTunerConfig
 from .cost import Cost, cost, count_macs, latency
+from .data.fingerprints import dataset_fingerprint  # noqa: F401, part of the public path
 from .modeling_i2v import I2VConfig, hub_name, pooler_argument
 from .version import __version__
 
@@ -154,27 +153,6 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         limits=(LIMITS if classifies else LIMITS_OF_FEATURES).format(frames=num_frames),
         sources=_sources(methods),
     )
-
-
-def dataset_fingerprint(files: Iterable[str | os.PathLike], root: str | os.PathLike | None = None) -> str | None:
-    """A hash of the files' names and sizes (for a folder of frames their number), the same on every machine and in
-    every order; it says how many of them are missing. None if there is none of them, as in a stream.
-
-    Args:
-        root: where the names begin. Default: the folder that all of them are in.
-    """
-    files = [Path(os.path.abspath(file)) for file in files]
-    found = [file for file in files if file.exists()]
-    if not found:
-        return None
-    root = Path(os.path.abspath(root) if root else os.path.commonpath([file.parent for file in files]))
-    rows = sorted(f"{file.relative_to(root).as_posix()}\0{_size(file)}\n" for file in found)
-    digest = hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
-    return digest if len(found) == len(files) else f"{digest}, {len(files) - len(found)} of {len(files)} files missing"
-
-
-def _size(path: Path) -> int:
-    return len(os.listdir(path)) if path.is_dir() else path.stat().st_size
 
 
 @torch.no_grad()
