@@ -49,7 +49,7 @@ from hf_i2v.data import (
     eval_transform,
     preprocessing_from_pretrained,
     train_transform,
-    videos_from_args,
+    videos_fingerprint,
 )
 from hf_i2v.hub import CheckpointUploads, push_folder
 from hf_i2v.modeling_i2v import hub_name
@@ -68,9 +68,8 @@ from hf_i2v.training.state import (
     TrainingState,
     frozen_fingerprint,
     trained_parameters,
-    videos_fingerprint,
 )
-from hf_i2v.training.videos import check_labels, few_shot
+from hf_i2v.training.videos import videos_of_run
 
 # --------------------------------------------------------------------------------------------------- the options
 # fixed: makes the run what it is. free: may have another value when the run goes on. here: free, and not saved.
@@ -99,6 +98,10 @@ free("--gradient_checkpointing", **switch, help="less memory, about a third slow
 
 # the data; a run goes on with the same videos and labels only, wherever they lie
 add_data_arguments(OPTIONS)
+OPTIONS.are_here(
+    "train_dir", "validation_dir", "train_file", "validation_file", "video_dir", "class_names_file", "exclude"
+)
+free("--validation_split", type=float, help="hold this share of each class out for validation, drawn with --seed")
 fixed("--shots_per_class", type=positive, help="train on this many videos of each class, drawn with --seed")
 fixed("--sampling", choices=["uniform", "dense"], default="uniform", help="over the whole video, or neighbours")
 fixed("--frame_stride", type=positive, default=1, help="distance of a clip's frames in dense sampling")
@@ -115,7 +118,8 @@ fixed("--mixup_alpha", type=float, default=0.0, help="0: no mixup")
 fixed("--cutmix_alpha", type=float, default=0.0, help="0: no cutmix; with both, each batch gets one of them")
 fixed("--shuffle_buffer_size", type=int, help="keep the shuffling local to this many videos; for parquet shards")
 free("--on_bad_video", choices=["error", "skip", "substitute"], help="default: substitute, in evaluation skip")
-free("--max_bad_fraction", type=float, default=0.01, help="stop above this share of unreadable videos")
+free("--max_bad_fraction", type=float, default=0.01, help="stop above this share of unreadable videos,")
+free("--min_bad_videos", type=positive, default=5, help="but never below so many; all are listed in bad_videos.jsonl")
 free("--dataloader_num_workers", type=int, default=0, help="processes that decode")
 
 # the optimisation; a step has per_device_train_batch_size x processes x gradient_accumulation_steps clips
@@ -269,6 +273,7 @@ def build_loaders(args: argparse.Namespace, train_clips: VideoClips, eval_clips:
         "world_size": accelerator.num_processes,
         "on_bad_video": args.on_bad_video,
         "max_bad_fraction": args.max_bad_fraction,
+        "min_bad_videos": args.min_bad_videos,
         "bad_videos_file": args.output_dir / "bad_videos.jsonl",
         "pin_memory": accelerator.device.type == "cuda",
         "device": accelerator.device,
@@ -317,9 +322,14 @@ def resume(args, accelerator: Accelerator, checkpoints: CheckpointFolder, state:
 def run_configuration(
     args: argparse.Namespace, names: list[str], batch_size: int, frozen_weights: str, train_videos: Dataset
 ) -> dict:
-    """What makes a run what it is; it goes on only with the same."""
+    """What makes a run what it is; it goes on only with the same. Listed bad videos may be repaired or left out."""
+    record, before = args.output_dir / "run.json", None
+    if record.exists():
+        before = read_json(record, "It says which run the folder holds").get("training_videos")
+    bad_videos = [args.output_dir / "bad_videos.jsonl", *([args.exclude] if args.exclude else [])]
     facts = {"batch_size": batch_size, "labels": names, "frozen_weights": frozen_weights}
-    return OPTIONS.identity(args) | facts | {"training_videos": videos_fingerprint(train_videos)}
+    facts["training_videos"] = videos_fingerprint(train_videos, before=before, bad_videos=bad_videos)
+    return OPTIONS.identity(args) | facts
 
 
 def save_checkpoint(accelerator, checkpoints, state: TrainingState, step: int, uploads: CheckpointUploads | None):
@@ -355,11 +365,8 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(args.seed)
 
     # data
-    videos = videos_from_args(args)
-    names = check_labels(videos, args.num_labels)
+    videos, names = videos_of_run(args)
     args.num_labels = len(names)
-    if args.shots_per_class:
-        videos["train"] = few_shot(videos["train"], args.shots_per_class, args.seed)
     preprocessing = preprocessing_from_pretrained(args.model_name_or_path)
     train_loader, eval_loader = build_loaders(args, *build_clips(args, videos, preprocessing), accelerator)
 

@@ -22,17 +22,17 @@ from run_video_cls import (
 )
 from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 
-from hf_i2v.data import collate, preprocessing_from_pretrained, videos_from_args
+from hf_i2v.data import collate, preprocessing_from_pretrained
 from hf_i2v.training.command import run_as_command
 from hf_i2v.training.metrics import VideoClassificationMetric
 from hf_i2v.training.results import claim, last_words, write_json
 from hf_i2v.training.state import frozen_fingerprint
-from hf_i2v.training.videos import check_labels, few_shot
+from hf_i2v.training.videos import videos_of_run
 
 NOT_HERE = {
     **{"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "ema_decay": None, "eval_views": "1x1", "dry_run": False},
     **{"shuffle_buffer_size": None, "max_bad_fraction": 0.01, "push_to_hub": False, "hub_model_id": None},
-    **{"hub_token": None, "hub_private_repo": False, "evaluate_only": False},
+    **{"hub_token": None, "hub_private_repo": False, "evaluate_only": False, "min_bad_videos": 5},
 }
 
 
@@ -79,10 +79,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     if args.on_bad_video not in (None, "error"):
         raise SystemExit(f"--on_bad_video {args.on_bad_video}: only with run_video_cls.py, here it is always 'error'")
     set_seed(args.seed)
-    videos = videos_from_args(args)
-    names = check_labels(videos, args.num_labels)
-    if args.shots_per_class:
-        videos["train"] = few_shot(videos["train"], args.shots_per_class, args.seed)
+    videos, names = videos_of_run(args)
     preprocessing = preprocessing_from_pretrained(args.model_name_or_path)
     train_clips, eval_clips = build_clips(args, videos, preprocessing)
     model = build_model(args, names)

@@ -170,3 +170,22 @@ def test_errors_of_libraries_have_a_traceback(monkeypatch, capsys):
     for main in (lambda: json.loads("{"), lambda: torch.zeros(2).view(3)):
         assert run_as_command(main) == 1
     assert capsys.readouterr().err.count("Traceback") == 2
+
+
+def test_a_few_bad_videos_of_a_small_folder(script, arguments, place, tmp_path, caplog):
+    """One of twelve stops nothing. The list that it leaves excludes it, and so does --exclude while the run goes on;
+    the videos for validation come out of the same folder."""
+    folder = write_video_folders(tmp_path / "videos", train=6, validation=0) / "train"
+    (folder / "dark/0.mp4").write_bytes(b"no video")
+    options = arguments | {"train_dir": folder, "validation_dir": None, "validation_split": 0.34, "max_train_steps": 2}
+    script.main(command_line(options))
+    listed = tmp_path / "run" / "bad_videos.jsonl"
+    assert {json.loads(line)["path"] for line in listed.read_text().splitlines()} == {str(folder / "dark/0.mp4")}
+    results = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert results["eval_num_videos"] + results["eval_failures"] == 4
+    script.main(command_line(options | {"exclude": listed, "max_train_steps": 3}))
+    assert "left out 1 of the 1 bad videos" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"--validation_split 0\.34 is for data without .*, but there are 4\. Leave it"
+    ):
+        script.main(command_line(options | {"validation_dir": place / "videos/validation"}))

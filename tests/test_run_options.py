@@ -21,6 +21,7 @@ def options() -> RunOptions:
     options.fixed("--crop_scale", type=float, nargs=2, default=(0.5, 1.0))
     options.free("--num_train_epochs", type=int, default=10)
     options.add_argument("--train_dir", default="videos")
+    options.are_here("train_dir")
     return options
 
 

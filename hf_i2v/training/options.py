@@ -17,7 +17,8 @@ class RunOptions(argparse.ArgumentParser):
 
     `fixed` makes the run what it is: a run does not go on with another value. `free` may have another value then: it
     changes nothing in the weights, or the future only. `here` is free, and so much of this machine and this start that
-    it is not written beside the weights. Options of others (`add_argument`) are free; their paths are of this machine.
+    it is not written beside the weights. Options that others add (`add_argument`) are free; `are_here` names those of
+    them that are places.
 
     Args:
         description: for --help.
@@ -40,6 +41,9 @@ class RunOptions(argparse.ArgumentParser):
     def here(self, *names: str, **options) -> None:
         self._here.add(self.add_argument(*names, **options).dest)
 
+    def are_here(self, *keys: str) -> None:
+        self._here.update(keys)
+
     def parse(self, argv: list[str] | None) -> argparse.Namespace:
         """The command line (default: this process's) over the options of its `--config`."""
         argv = sys.argv[1:] if argv is None else [str(part) for part in argv]
@@ -51,7 +55,7 @@ class RunOptions(argparse.ArgumentParser):
 
     def saved(self, args: argparse.Namespace) -> dict[str, Any]:
         """What another run needs to know: plain values, without the places of this machine."""
-        return {key: plain(value) for key, value in vars(args).items() if not self._is_here(key)}
+        return {key: plain(value) for key, value in vars(args).items() if key not in self._here}
 
     def identity(self, args: argparse.Namespace) -> dict[str, Any]:
         """The fixed options: what makes a run what it is."""
@@ -66,9 +70,6 @@ class RunOptions(argparse.ArgumentParser):
         is_free = {action.dest for action in self._actions} - self._fixed
         kept = {key: value for key, value in then.items() if key not in is_free}
         return configuration_differences(defaults | kept, defaults | dict(now))
-
-    def _is_here(self, key: str) -> bool:
-        return key in self._here or (key not in self._fixed and key.endswith(("_dir", "_file")))
 
     def _recipe(self, path: Path, tuner: str | None) -> list[str]:
         """The options of a yaml file as a command line, so that they are checked like one; without those of the

@@ -1,11 +1,34 @@
 """The videos of a run: which of them are trained on, and whether training and validation fit together."""
 
+import argparse
 import logging
 
 import torch
 from datasets import Dataset, DatasetDict
 
+from ..data import split_validation, videos_from_args
+
 logger = logging.getLogger(__name__)
+
+
+def videos_of_run(args: argparse.Namespace) -> tuple[DatasetDict, list[str]]:
+    """The videos to train on and to validate with, and the names of the classes, from the script's options.
+
+    Raises:
+        ValueError: see `check_labels`, `few_shot` and `hf_i2v.data.split_validation`.
+    """
+    videos = videos_from_args(args)
+    if args.validation_split is not None:
+        if "validation" in videos:
+            raise ValueError(
+                f"--validation_split {args.validation_split} is for data without videos for validation, but there are "
+                f"{len(videos['validation'])}. Leave it out."
+            )
+        videos = split_validation(videos["train"], fraction=args.validation_split, seed=args.seed)
+    names = check_labels(videos, args.num_labels)
+    if args.shots_per_class:
+        videos["train"] = few_shot(videos["train"], args.shots_per_class, args.seed)
+    return videos, names
 
 
 def check_labels(videos: DatasetDict, num_labels: int | None) -> list[str]:
@@ -16,7 +39,10 @@ def check_labels(videos: DatasetDict, num_labels: int | None) -> list[str]:
     """
     names = videos["train"].features["label"].names
     if "validation" not in videos:
-        raise ValueError("there are no videos for validation; give --validation_dir or --validation_file")
+        raise ValueError(
+            "there are no videos for validation; give --validation_dir or --validation_file, or hold some of the "
+            "training videos out with --validation_split 0.2"
+        )
     if (validation := videos["validation"].features["label"].names) != names:
         differ = sorted(set(names) ^ set(validation)) or "the same names in another order"
         raise ValueError(f"the labels of train and validation differ: {differ}. Give both the same classes.")
