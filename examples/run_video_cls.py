@@ -195,11 +195,10 @@ def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:
     name = args.model_name_or_path
     if (
         AutoConfig.from_pretrained(name).model_type == I2VConfig.model_type
-    ):  # a finished video model, for other classes
-        return attach_tuner(
-            args, I2VForVideoClassification.from_pretrained(name, ignore_mismatched_sizes=True, **options)
-        )
-    model = I2VForVideoClassification.from_image_model(name, allow_random_base=args.allow_random_base, **options)
+    ):  # a finished one, for other classes
+        model = I2VForVideoClassification.from_pretrained(name, ignore_mismatched_sizes=True, **options)
+    else:
+        model = I2VForVideoClassification.from_image_model(name, allow_random_base=args.allow_random_base, **options)
     return attach_tuner(args, model)
 
 
