@@ -57,9 +57,8 @@ class I2VConfig(PreTrainedConfig):
     feature_reads_prefix: bool = False
 
     def __post_init__(self, **kwargs):
-        if (
-            __package__ == "hf_i2v"
-        ):  # registers the pipeline; the one beside the weights is for machines without hf_i2v
+        # hf_i2v registers its pipeline; the one that is named beside the weights is for machines without hf_i2v
+        if __package__ == "hf_i2v":
             kwargs.pop("custom_pipelines", None)
         if isinstance(self.image_config, PreTrainedConfig):  # keep the kernel that the image model was loaded with
             kwargs.setdefault("attn_implementation", self.image_config._attn_implementation)
