@@ -39,7 +39,8 @@ from transformers import AutoConfig, get_scheduler
 
 from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
 from hf_i2v.architectures import image_config
-from hf_i2v.cards import CardFacts, dataset_fingerprint, merge_difference, write_card
+from hf_i2v.cards import CardFacts, dataset_fingerprint, write_card
+from hf_i2v.configuration_i2v import hub_name
 from hf_i2v.cost import Cost, cost
 from hf_i2v.data import (
     ClipLoader,
@@ -52,7 +53,7 @@ from hf_i2v.data import (
     videos_fingerprint,
 )
 from hf_i2v.hub import CheckpointUploads, push_folder
-from hf_i2v.modeling_i2v import hub_name
+from hf_i2v.merging import merge_difference
 from hf_i2v.options import tuner_config, tuner_options
 from hf_i2v.training.checkpoints import CheckpointFolder
 from hf_i2v.training.command import interrupts_explained, run_as_command
@@ -193,9 +194,7 @@ def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:
     # however it is stored: small steps of what is trained would be lost in half precision
     options["dtype"] = torch.float32
     name = args.model_name_or_path
-    if (
-        AutoConfig.from_pretrained(name).model_type == I2VConfig.model_type
-    ):  # a finished one, for other classes
+    if AutoConfig.from_pretrained(name).model_type == I2VConfig.model_type:  # a finished one, for other classes
         model = I2VForVideoClassification.from_pretrained(name, ignore_mismatched_sizes=True, **options)
     else:
         model = I2VForVideoClassification.from_image_model(name, allow_random_base=args.allow_random_base, **options)
@@ -210,17 +209,25 @@ def attach_tuner(args: argparse.Namespace, model: I2VForVideoClassification) -> 
     if args.tuner == "linear_probe":
         model.i2v.requires_grad_(False)
         return model
-    methods = args.tuner.split("+")
-    if "lora" not in methods:
+    if "lora" not in args.tuner.split("+"):
         return get_peft_model(model, tuner_config(args.tuner, args.tuner_config))
-    # LoRA is peft's own; STDHA is native to the model, so that it can ride on it
-    if not set(methods) <= {"lora", "stdha"}:
-        raise SystemExit(f"--tuner {args.tuner}: lora goes alone or as stdha+lora")
-    options = tuner_options(args.tuner, {"lora": LoraConfig, "stdha": METHODS["stdha"]}, args.tuner_config)
-    if "stdha" in methods:
-        model.with_stdha(**options["stdha"])
-    lora = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"], **options["lora"]}
+    options = tuner_options(args.tuner, METHODS | {"lora": LoraConfig}, args.tuner_config)
+    lora = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"], **options.pop("lora")}
+    for name, values in options.items():  # LoRA is peft's own: another method must become a part of the model first
+        if name not in METHODS:
+            raise SystemExit(f"--tuner {args.tuner}: {name!r} is not among lora, {', '.join(METHODS)}")
+        adapted = get_peft_model(model, METHODS[name](**values))
+        if any(p.requires_grad and "modules_to_save" not in n for n, p in adapted.named_parameters()):
+            raise SystemExit(f"--tuner {args.tuner}: lora goes alone, or with methods without weights, as stdha+lora")
+        model = adapted.merge_and_unload() if adapted.active_peft_config.merges else adapted.base_model.bake()
     return get_peft_model(model, LoraConfig(**lora))
+
+
+def may_lack_gradients(model: nn.Module) -> bool:
+    """Whether parameters that are trained may get no gradient, which DDP has to know."""
+    if isinstance(model, PeftModel):
+        return getattr(model.active_peft_config, "unused_parameters", False)
+    return all(p.requires_grad for p in model.parameters())  # trained in full, such as parts that the head never reads
 
 
 def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
@@ -346,6 +353,7 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit("--dry_run needs --num_labels, the number of classes")
         print("\n".join(plan(build_model(args, [str(i) for i in range(args.num_labels)]), args)))
         return
+    ddp = DistributedDataParallelKwargs()
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or several processes would not find each other
         mixed_precision=args.mixed_precision,
@@ -354,10 +362,7 @@ def main(argv: list[str] | None = None) -> None:
         ),
         log_with=args.report_to if args.with_tracking else None,
         project_config=ProjectConfiguration(str(args.output_dir), logging_dir=str(args.output_dir / "logs")),
-        # ST-Adapter's last adapter under CLS read-out, and parts of a fully trained model, get no gradient
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=args.tuner == "full" or "st_adapter" in args.tuner)
-        ],
+        kwargs_handlers=[ddp],
     )
     check_distribution(accelerator, args)
     args.mixed_precision = accelerator.mixed_precision
@@ -380,6 +385,7 @@ def main(argv: list[str] | None = None) -> None:
     args.max_train_steps = args.max_train_steps or max(1, epochs_in_batches // args.gradient_accumulation_steps)
     num_warmup_steps = int(args.num_warmup_steps * (args.max_train_steps if args.num_warmup_steps < 1 else 1))
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps, args.max_train_steps)
+    ddp.find_unused_parameters = may_lack_gradients(model)
     model, optimizer = accelerator.prepare(model, optimizer)
     trained = accelerator.unwrap_model(model)
     ema = ExponentialMovingAverage(model, args.ema_decay) if args.ema_decay else None

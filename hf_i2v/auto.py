@@ -6,10 +6,10 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from .backbones import find_backbone
-from .composition import method_to_dict
-from .config import I2VTunerConfig
-from .modeling_i2v import I2VForVideoClassification, hub_arguments
-from .trained_on import other_weights
+from .configuration_i2v import hub_arguments
+from .methods.config import I2VTunerConfig, method_to_dict
+from .modeling_i2v import I2VForVideoClassification
+from .trained_on import has_other_weights
 from .untrusted import check_finite, check_method_sizes
 
 
@@ -101,7 +101,8 @@ def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoCl
         options = {key: video[key] for key in ("num_frames", "classifier_dropout")}
         model = I2VForVideoClassification.from_image_model(base, **labels, **{**options, **kwargs})
         finished = video["finished_in_memory"]
-    if finished or other_weights(config.trained_on, find_backbone(model).model):
+    backbone = find_backbone(model)
+    if finished or has_other_weights(config.trained_on, backbone.model):
         raise ValueError(
             f"{adapter} was trained on a model that had been changed in memory (finished by merging or baking, or "
             f"trained): {base!r} has other weights. Save that model, and pass config= with its path as "
@@ -109,5 +110,5 @@ def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoCl
             "peft.PeftModel.from_pretrained(model, adapter)."
         )
     model.config.time_offsets = video["time_offsets"]
-    model.shift_as_configured()
+    model.config.time_record().apply(backbone, model.config.num_frames)
     return model

@@ -13,24 +13,15 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 
-from .composition import method_to_dict
-from .config import I2VTunerConfig
-from .cost import Cost, cost, count_macs, latency
+from .configuration_i2v import I2VConfig, hub_name
+from .counting import Cost, cost, count_macs, latency
 from .data.fingerprints import dataset_fingerprint  # noqa: F401, part of the public path
-from .modeling_i2v import I2VConfig, hub_name, pooler_argument
+from .image_checkpoint import pooler_argument
+from .methods.config import METHODS, I2VTunerConfig, method_to_dict
 from .version import __version__
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-PAPERS = {
-    "zeroi2v": ("ZeroI2V", "arXiv 2310.01324"),
-    "stdha": ("ZeroI2V's STDHA", "arXiv 2310.01324"),
-    "linear_adapter": ("ZeroI2V's linear adapters", "arXiv 2310.01324"),
-    "st_adapter": ("ST-Adapter", "arXiv 2206.13559"),
-    "aim": ("AIM", "arXiv 2302.03024"),
-    "inti": ("InTI", "arXiv 2408.06840"),
-    "m_adapter": ("M-adapter", "CVIU 249:104150"),
-    "lora": ("LoRA", "arXiv 2106.09685"),
-}
+LORA = ("LoRA", "arXiv 2106.09685")  # the one tuner of peft that has a place in a card
 LATENCY_SECONDS = 10  # for timing a model, if one pass does not take longer
 LIMITS_OF_FEATURES = """\
 It describes a short, trimmed video by one vector, for a classifier or a search that is built on it; it names nothing.
@@ -110,10 +101,11 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
     config = base.config
     num_frames = getattr(config, "num_frames", None) or adapter.num_frames
     methods = _methods(adapter, config, facts)
-    name = " + ".join(PAPERS[m][0] for m in methods if m in PAPERS)
+    papers = [paper for method in methods if (paper := _paper(method)) is not None]
+    name = " + ".join(title for title, _ in papers)
     classifies = hasattr(base, "classifier")
     base_model = hub_name(getattr(config, "base_model", None) or config.name_or_path)
-    mergeable = not set(methods) - {"zeroi2v", "stdha", "linear_adapter", "lora"}
+    mergeable = all(METHODS[m].merges if m in METHODS else m == "lora" for m in methods)
     relation = "adapter" if adapter is not None else "finetune"
     title = repo_id.split("/")[-1] if repo_id else f"{name or 'Video model'} on {base_model or config.model_type}"
 
@@ -151,39 +143,8 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         configuration=json.dumps(_configuration(adapter, config, facts), indent=2, default=str).replace("```", ""),
         data=_data(facts),
         limits=(LIMITS if classifies else LIMITS_OF_FEATURES).format(frames=num_frames),
-        sources=_sources(methods),
+        sources=_sources(papers),
     )
-
-
-@torch.no_grad()
-def merge_error(model: PeftModel, pixel_values: torch.Tensor) -> tuple[nn.Module, float]:
-    """Merge an adapter (or bake it, where it cannot be merged) and say how far its output moved.
-
-    Returns:
-        The model, in eval mode, and the largest difference of a logit on `pixel_values` (B, T, C, h, w).
-    """
-    before = model.eval()(pixel_values)[0]
-    try:
-        merged = model.merge_and_unload()
-    except ValueError:  # no linear map of the weights
-        merged = model.base_model.bake()
-    after = merged.eval()(pixel_values)[0]
-    return merged, (after - before).abs().max().item()
-
-
-@torch.no_grad()
-def merge_difference(model: PeftModel, pixel_values: torch.Tensor) -> float | None:
-    """As the second result of `merge_error`, with the model as before afterwards; None if it cannot be merged."""
-    video_model = model.eval().get_base_model()  # without the autocast of accelerate
-    pixel_values = pixel_values.to(model.device)
-    before = video_model(pixel_values)[0]
-    try:
-        model.merge_adapter()
-    except ValueError:  # no linear map of the weights
-        return None
-    after = video_model(pixel_values)[0]
-    model.unmerge_adapter()
-    return (after - before).abs().max().item()
 
 
 def one_line(text: object) -> str:
@@ -200,7 +161,14 @@ def _methods(adapter: PeftConfig | None, config, facts: CardFacts) -> list[str]:
     if facts.method:
         return facts.method.split("+")
     finished = getattr(config, "methods", None) or []
-    return [m for m in finished if m in PAPERS] or ["stdha"] * bool(getattr(config, "time_offsets", None))
+    return [m for m in finished if _paper(m)] or ["stdha"] * bool(getattr(config, "time_offsets", None))
+
+
+def _paper(method: str) -> tuple[str, str] | None:
+    """A method's name in the literature, and where that is."""
+    if method in METHODS:
+        return METHODS[method].title, METHODS[method].paper
+    return LORA if method == "lora" else None
 
 
 def _loading(adapter: PeftConfig | None, config, base_model: str | None, repo_id: str) -> str:
@@ -335,10 +303,10 @@ def _data(facts: CardFacts) -> str:
     return "\n".join(known) or "Not recorded."
 
 
-def _sources(methods: list[str]) -> str:
+def _sources(papers: list[tuple[str, str]]) -> str:
     lines = []
-    for paper, source in (PAPERS[method] for method in methods if method in PAPERS):
-        kind, number = source.split()
+    for title, source in papers:
+        kind, _, number = source.partition(" ")
         link = f"[{source}](https://arxiv.org/abs/{number})" if kind == "arXiv" else source
-        lines.append(f"- {paper}: {link}")
+        lines.append(f"- {title}: {link}")
     return "\n".join([*lines, "- hf_i2v, Apache-2.0: any Hugging Face image transformer becomes a video model"])

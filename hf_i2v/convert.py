@@ -14,19 +14,20 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, ViTConfig
 
 from .backbones import find_backbone, grid_side
-from .config import I2VTunerConfig
+from .configuration_i2v import I2VConfig
 from .data.transforms import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from .methods.aim import AIMConfig
+from .methods.config import I2VTunerConfig
 from .methods.st_adapter import STAdapterConfig
 from .methods.zeroi2v import ZeroI2VConfig
-from .modeling_i2v import I2VConfig, I2VForVideoClassification
+from .modeling_i2v import I2VForVideoClassification
 from .trained_on import weights_sample
 from .untrusted import check_finite
 
 BASE = "base_model.model."
 IMAGE = BASE + "i2v.image_model."
 # released name of a module beside a block's parts → its site, and its place in the method's module there
-SITES = {
+RELEASED_SITES = {
     "zeroi2v": {
         "T_Adapter_in": ("attention_in", ""),
         "S_Adapter": ("attention_out", ""),
@@ -47,7 +48,7 @@ LAYERS = {
     "aim": {"down": "D_fc1", "up": "D_fc2"},
 }
 HEADS = {"zeroi2v": "cls_head.fc_cls", "st_adapter": "fc", "aim": "cls_head.fc_cls"}
-METHODS = tuple(SITES)
+METHODS = tuple(RELEASED_SITES)
 
 
 def load_released_checkpoint(
@@ -188,7 +189,7 @@ def _patterns(method: str) -> Iterator[tuple[str, str]]:
 
 
 def _adapter_patterns(method: str, block: str, released: str) -> Iterator[tuple[str, str]]:
-    for theirs, (site, inner) in SITES[method].items():
+    for theirs, (site, inner) in RELEASED_SITES[method].items():
         for ours, layer in LAYERS[method].items():
             name = rf"sites\.i2v_{site}\.[^.]+\.{method}\.{re.escape(inner)}{ours}"
             yield block + name + r"\.(\w+)", released + rf"{theirs}.{layer}.\2"
@@ -240,11 +241,13 @@ def _tuner_config(method: str, state: dict[str, torch.Tensor], options: dict) ->
         (int(m[1]), m[2]): value
         for key, value in state.items()
         if (m := re.match(rf"(?:transformer\.res)?blocks\.(\d+)\.(\w+)\.{LAYERS[method]['down']}\.weight$", key))
-        and m[2] in SITES[method]
+        and m[2] in RELEASED_SITES[method]
     }
     if not adapters:
-        raise ValueError(f"The checkpoint has no adapter of {method}, none of {list(SITES[method])} in its blocks.")
-    names = [name for name in SITES[method] if any(name == found for _, found in adapters)]
+        raise ValueError(
+            f"The checkpoint has no adapter of {method}, none of {list(RELEASED_SITES[method])} in its blocks."
+        )
+    names = [name for name in RELEASED_SITES[method] if any(name == found for _, found in adapters)]
     layers = sorted({layer for layer, _ in adapters})
     bottleneck, width = next(iter(adapters.values())).shape
     told = {"layers_to_transform": None if len(layers) == _num_blocks(state) else layers}
@@ -260,7 +263,7 @@ def _tuner_config(method: str, state: dict[str, torch.Tensor], options: dict) ->
     if method == "aim":
         told["temporal_adapter_in"] = "T_Adapter_in" in names
     else:
-        told["adapter_sites"] = [SITES[method][name][0] for name in names]
+        told["adapter_sites"] = [RELEASED_SITES[method][name][0] for name in names]
     config_class = {"zeroi2v": ZeroI2VConfig, "st_adapter": STAdapterConfig, "aim": AIMConfig}[method]
     return config_class(**{**told, **options})
 

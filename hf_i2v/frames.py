@@ -7,11 +7,14 @@ Legend for shapes in this package: `B` clip, `T` frame, `N` token of a frame, `D
 from contextlib import contextmanager
 
 import torch
+from transformers.utils import logging
 
 # ContextVar's thread safety where Python runs, and a plain global while torch.compile traces (it cannot trace one).
 from transformers.utils.output_capturing import CompileableContextVar
 
-_in_flight = CompileableContextVar("hf_i2v_in_flight")  # (number of frames, pooling, tokens read)
+_in_flight = CompileableContextVar("hf_i2v_in_flight")  # (number of frames, pooling, whether prefix only)
+
+logger = logging.get_logger(__name__)
 
 
 def frames_in_flight() -> int:
@@ -24,27 +27,27 @@ def pooling_in_flight() -> str:
     return _state()[1]
 
 
-def tokens_read_in_flight() -> int | None:
-    """How many of a frame's first tokens are read after the last block; None: all of them."""
+def prefix_only_in_flight() -> bool:
+    """Whether only the CLS and register tokens are read after the last block, so that it may skip the patches."""
     return _state()[2]
 
 
 def continue_with(num_frames: int) -> None:
-    """Tell the blocks that follow that the clip now has `num_frames` frames."""
+    """From here on the clip has `num_frames` frames."""
     _in_flight.set((num_frames, *_state()[1:]))
 
 
 @contextmanager
-def working_on(num_frames: int, pooling: str, tokens_read: int | None = None):
+def working_on(num_frames: int, pooling: str, prefix_only: bool = False):
     """Everything called inside works on clips of `num_frames` frames, to be pooled in that way."""
-    token = _in_flight.set((num_frames, pooling, tokens_read))
+    token = _in_flight.set((num_frames, pooling, prefix_only))
     try:
         yield
     finally:
         _in_flight.reset(token)
 
 
-def _state() -> tuple[int, str, int | None]:
+def _state() -> tuple[int, str, bool]:
     state = _in_flight.get()
     if state is None:
         raise RuntimeError(
@@ -121,3 +124,16 @@ def convolve_over_time(x_BTPR: torch.Tensor, weight_RK: torch.Tensor, bias_R: to
 def unfold(x: torch.Tensor, num_clips: int) -> torch.Tensor:
     """(B·T, …) → (B, T, …)."""
     return x.unflatten(0, (num_clips, -1))
+
+
+def over_frames(embedding_TD: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """The temporal embedding for clips of another length: linearly interpolated along T, ends on ends."""
+    if embedding_TD.shape[0] == num_frames:
+        return embedding_TD
+    if not torch.compiler.is_compiling():  # a logger would break the graph
+        logger.warning_once(
+            f"The temporal embedding was made for {embedding_TD.shape[0]} frames and is interpolated linearly to the "
+            f"{num_frames} frames of this clip."
+        )
+    as_image_1DT = embedding_TD.T[None]
+    return torch.nn.functional.interpolate(as_image_1DT, size=num_frames, mode="linear", align_corners=True)[0].T

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .cards import CardFacts, write_card
-from .modeling_i2v import hub_name
+from .configuration_i2v import hub_name
 
 logger = logging.get_logger(__name__)
 LAST_CHECKPOINT = "last-checkpoint"  # the folder that transformers' Trainer uses in a repository

@@ -7,6 +7,8 @@ from importlib.util import spec_from_loader
 
 MOVED = {
     "hf_i2v.checkpoints": "hf_i2v.training.checkpoints",
+    "hf_i2v.composition": "hf_i2v.methods.config",
+    "hf_i2v.config": "hf_i2v.methods.config",
     "hf_i2v.evaluation": "hf_i2v.training.evaluation",
     "hf_i2v.meter": "hf_i2v.training.meter",
     "hf_i2v.metrics": "hf_i2v.training.metrics",

@@ -43,7 +43,7 @@ def weights_sample(model: nn.Module) -> dict[str, str] | None:
     return {"dtype": str(next(iter(weights.values())).dtype), "sha256": digest.hexdigest()}
 
 
-def other_weights(trained_on: dict, model: nn.Module) -> bool:
+def has_other_weights(trained_on: dict, model: nn.Module) -> bool:
     """Whether the backbone's weights are known to be others than those that the adapter was trained on.
 
     Weights in another dtype, quantised, or of an adapter that does not say, cannot be compared.
@@ -53,7 +53,7 @@ def other_weights(trained_on: dict, model: nn.Module) -> bool:
 
 
 def check_trained_on(config, model: nn.Module, backbone: Backbone) -> None:
-    """An adapter from disk must meet a model of the same shape and labels; other weights and names are told.
+    """An adapter from disk must meet a model of the same shape and labels; other weights and names give a warning.
 
     Raises:
         ValueError: another kind, shape or number of labels.
@@ -70,7 +70,7 @@ def check_trained_on(config, model: nn.Module, backbone: Backbone) -> None:
             f"This {type(config).__name__} belongs to a model with {', '.join(wrong)}. Load the adapter on the model "
             "it was trained on; for another model make a new configuration."
         )
-    if other_weights(trained_on, backbone.model):
+    if has_other_weights(trained_on, backbone.model):
         warnings.warn(
             f"This {type(config).__name__} was trained on a {found['model_type']} with other weights than this one's. "
             "Load it on the checkpoint that it was trained on, unless you mean to move it.",

@@ -1,23 +1,25 @@
-"""An image model that takes clips: the video counterparts of the backbone's embeddings and of the whole."""
+"""An image model that takes clips: the video counterparts of the backbone's embeddings and of the whole, and the
+record of what such a model does in time."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import logging
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .backbones import Backbone, UnsupportedBackboneError
 from .block import I2VLayer, VideoBlock, to_image_block, to_video_block
-from .frames import fold, frames_in_flight, pooling_in_flight, unfold, working_on
+from .frames import fold, frames_in_flight, over_frames, pooling_in_flight, unfold, working_on
+from .methods.config import config_from_dict
+from .methods.stdha import check_time_offsets, trim
 from .quantized import is_quantized
 from .swapped import Swapped, swap_in, swap_out
 
-logger = logging.get_logger(__name__)
 
-
-class TemporalEmbedding(I2VLayer):
+class EmbeddingsLayer(I2VLayer):
     """The tuner layer of the embeddings: one temporal embedding (T, D) per adapter that has one."""
 
     adapter_layer_names = ("i2v_embedding",)
@@ -29,7 +31,7 @@ class TemporalEmbedding(I2VLayer):
     def working_embeddings(self) -> list[torch.Tensor]:
         return [self.i2v_embedding[n] for n in self.working_adapters() if n in self.i2v_embedding]
 
-    # Merging changes no weight here; unloading a merged model moves the embedding into the model's own.
+    # Merging changes no weight here. Finishing a model adds the embedding to the model's own.
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         for name in adapter_names or self.active_adapters:
             embedding = self.i2v_embedding.get(name, None)
@@ -53,19 +55,6 @@ class VideoEmbeddings(Swapped):
         return x_MND
 
 
-def over_frames(embedding_TD: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """The temporal embedding for clips of another length: linearly interpolated along T, ends on ends."""
-    if embedding_TD.shape[0] == num_frames:
-        return embedding_TD
-    if not torch.compiler.is_compiling():  # a logger would break the graph
-        logger.warning_once(
-            f"The temporal embedding was made for {embedding_TD.shape[0]} frames and is interpolated linearly to the "
-            f"{num_frames} frames of this clip."
-        )
-    as_image_1DT = embedding_TD.T[None]
-    return nn.functional.interpolate(as_image_1DT, size=num_frames, mode="linear", align_corners=True)[0].T
-
-
 class FrozenFeatures(NamedTuple):
     """What a side branch needs of the frozen model: block outputs (L, B, T, P, D) and the clip feature (B, D)."""
 
@@ -73,8 +62,8 @@ class FrozenFeatures(NamedTuple):
     feature: torch.Tensor
 
 
-class ClipHead(I2VLayer):
-    """The tuner layer of the whole backbone: an adapter's side branch, and how it pools the frames."""
+class BackboneLayer(I2VLayer):
+    """The tuner layer of the whole backbone: per adapter its side branch, and how it pools the frames."""
 
     adapter_layer_names = ("i2v_branch",)
     other_param_names = ("pooling",)
@@ -108,7 +97,7 @@ class VideoBackbone(Swapped):
     """A vision transformer that takes (B, T, C, h, w) and gives clip-level features.
 
     Its output is the image model's own, with `pooler_output` (B, D), the mean over the frames of what the image model
-    gives for one frame, and every other tensor unfolded to (B, T, …). With `feature_only`, a model whose feature reads
+    gives for one frame, and every other tensor unfolded to (B, T, …). With `prefix_only`, a model whose feature reads
     the CLS token only computes no more than that token in its last block's MLP. Inside a model with a head of its own
     (`CLIPModel`, `ViTForImageClassification`), `last_hidden_state` is the mean over the frames too, (B, N, D).
     """
@@ -119,15 +108,16 @@ class VideoBackbone(Swapped):
         *args,
         num_frames: int | None = None,
         frozen_features: FrozenFeatures | None = None,
-        feature_only: bool = False,
+        prefix_only: bool = False,
         return_dict=None,
         **kwargs,
     ):
-        if feature_only and self.feature_reads_prefix and not self._wants_inner(kwargs):
-            kwargs["tokens_read"] = self.num_prefix_tokens
         branch = self.working_branch()
+        inner = {name: self._wants(name, kwargs) for name in ("output_hidden_states", "output_attentions")}
+        prefix_only = prefix_only and self.feature_reads_prefix and branch is None and not any(inner.values())
+        kwargs |= inner
         if frozen_features is None:
-            outputs, frozen_features = self._run(pixel_values, num_frames, branch, *args, **kwargs)
+            outputs, frozen_features = self._run(pixel_values, num_frames, branch, prefix_only, *args, **kwargs)
         elif branch is None:
             raise ValueError("frozen_features were given, but no active adapter has a side branch that reads them.")
         else:
@@ -142,22 +132,20 @@ class VideoBackbone(Swapped):
         """What the active side branch reads of the frozen model."""
         return self._run(pixel_values, num_frames, self.working_branch())[1]
 
-    def _wants_inner(self, kwargs: dict) -> bool:
-        """Whether the caller asks for what blocks give, besides the feature."""
-        return any(
-            getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
-            for name in ("output_hidden_states", "output_attentions")
-        )
+    def _wants(self, name: str, kwargs: dict) -> bool:
+        """Whether the caller, or else the configuration, asks for what blocks give besides the feature."""
+        return getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
 
-    def _run(self, pixel_values, num_frames, branch, *args, output_hidden_states=None, tokens_read=None, **kwargs):
+    def _run(
+        self, pixel_values, num_frames, branch, prefix_only=False, *args, output_hidden_states=False, **kwargs
+    ) -> tuple[BaseModelOutputWithPooling, FrozenFeatures]:
         """The image model on all frames, its outputs unfolded; for a branch without a graph, and with its levels."""
         pixel_values, num_frames = fold(pixel_values, num_frames, getattr(self.config, "num_channels", None))
         num_clips = pixel_values.shape[0] // num_frames
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        wanted = output_hidden_states
         if branch is not None and not wanted:
             output_hidden_states = [level + 1 for level in branch.levels]
-        tokens_read = None if branch is not None else tokens_read
-        with working_on(num_frames, self.working_pooling(), tokens_read):
+        with working_on(num_frames, self.working_pooling(), prefix_only):
             kwargs |= {"output_hidden_states": output_hidden_states, "return_dict": True}
             run = super().forward if branch is None else self._forward_without_graph
             outputs = run(pixel_values, *args, **kwargs)
@@ -213,15 +201,13 @@ def to_video(backbone: Backbone) -> None:
     feature_reads_prefix = reads_prefix(backbone)
     for block in backbone.blocks.values():
         to_video_block(block, backbone.parts)
-    block.is_last = True
+    block.num_prefix_tokens = backbone.num_prefix_tokens
     swap_in(backbone.embeddings, VideoEmbeddings)
     backbone.embeddings.register_parameter("temporal_embedding", None)
     swap_in(backbone.model, VideoBackbone)
-    backbone.model.num_prefix_tokens = backbone.num_prefix_tokens
-    backbone.model.feature_reads_prefix = feature_reads_prefix
-    backbone.model.pooling = "after_norm"
-    backbone.model.baked_methods = []
     backbone.model.nested = backbone.name != ""
+    backbone.model.num_prefix_tokens = backbone.num_prefix_tokens
+    TimeRecord(feature_reads_prefix=feature_reads_prefix).apply(backbone, num_frames=None)
     swap_in(backbone.final_norm, VideoNorm)
 
 
@@ -232,9 +218,76 @@ def to_image(backbone: Backbone) -> None:
     del backbone.embeddings.temporal_embedding
     swap_out(backbone.embeddings)
     swap_out(backbone.final_norm)
-    del backbone.model.num_prefix_tokens, backbone.model.feature_reads_prefix, backbone.model.pooling
-    del backbone.model.baked_methods, backbone.model.nested
+    for name in ("num_prefix_tokens", "nested", "feature_reads_prefix", "pooling", "baked_methods"):
+        delattr(backbone.model, name)
     swap_out(backbone.model)
+
+
+@dataclass
+class TimeRecord:
+    """What a video model does in time by itself, without an adapter. `I2VConfig` has the same fields and says what
+    they mean. A finished model keeps nothing else beside its weights."""
+
+    time_offsets: list | None = None
+    temporal_embedding: bool | int = False
+    pooling: str = "after_norm"
+    baked: list[dict] | None = None
+    feature_reads_prefix: bool = False
+
+    @classmethod
+    def read(cls, backbone: Backbone) -> "TimeRecord":
+        """The record of a video backbone."""
+        per_block = [list(block.time_offsets) for block in backbone.blocks.values()]
+        same = all(block == per_block[0] for block in per_block)
+        embedding_TD = backbone.embeddings.temporal_embedding
+        return cls(
+            time_offsets=(per_block[0] or None) if same else per_block,
+            temporal_embedding=False if embedding_TD is None else len(embedding_TD),
+            pooling=backbone.model.pooling,
+            baked=list(backbone.model.baked_methods) or None,
+            feature_reads_prefix=backbone.model.feature_reads_prefix,
+        )
+
+    def apply(self, backbone: Backbone, num_frames: int | None) -> None:
+        """Make a video backbone do what the record says, in place; modules that are new get weights at random.
+
+        Raises:
+            ValueError: offsets that do not fit the blocks, the heads or the number of frames; an unknown method.
+        """
+        model, embeddings = backbone.model, backbone.embeddings
+        model.pooling = self.pooling
+        model.feature_reads_prefix = getattr(model, "feature_reads_prefix", False) or self.feature_reads_prefix
+        blocks = list(backbone.blocks.values())
+        for block, offsets in zip(blocks, self.block_time_offsets(len(blocks)), strict=True):
+            if offsets:
+                check_time_offsets(list(offsets), backbone.num_heads, num_frames)
+            block.time_offsets = offsets
+        if self.temporal_embedding and embeddings.temporal_embedding is None:
+            length = num_frames if self.temporal_embedding is True else self.temporal_embedding
+            embeddings.temporal_embedding = nn.Parameter(torch.zeros(length, backbone.hidden_size))
+        if not getattr(model, "baked_methods", None):
+            self._add_baked_modules(backbone)
+
+    def block_time_offsets(self, num_blocks: int) -> list[tuple[int, ...]]:
+        """STDHA's offsets for each block."""
+        offsets = self.time_offsets or []
+        if offsets and all(isinstance(block, (list, tuple)) for block in offsets):
+            if len(offsets) != num_blocks:
+                raise ValueError(f"time_offsets has {len(offsets)} lists, but the model has {num_blocks} blocks.")
+            return [trim(block) for block in offsets]
+        return [trim(offsets)] * num_blocks
+
+    def _add_baked_modules(self, backbone: Backbone) -> None:
+        """Build the modules of baked methods; their weights come with the checkpoint."""
+        for method in self.baked or []:
+            part = config_from_dict(method)
+            for layer, block in enumerate(backbone.blocks.values()):
+                for site, name, module in part.block_modules(backbone, layer):
+                    block.add_baked(site, name, module)
+            if (branch := part.branch_module(backbone)) is not None:
+                backbone.model.baked_branch = branch
+                maybe_install_capturing_hooks(backbone.model)
+        backbone.model.baked_methods = list(self.baked or [])
 
 
 class _FirstBlockDone(Exception):

@@ -163,7 +163,7 @@ def test_another_number_of_frames_interpolates_the_temporal_embedding(clip_pixel
     embedding_TD = model.base_model.model.embeddings.temporal.i2v_embedding["default"]
     with torch.no_grad():  # a straight line over time stays one
         embedding_TD.copy_(torch.arange(4.0)[:, None].expand(4, 32))
-    from hf_i2v.video import over_frames
+    from hf_i2v.frames import over_frames
 
     torch.testing.assert_close(over_frames(embedding_TD, 7), torch.linspace(0, 3, 7)[:, None].expand(7, 32))
     longer = clip_pixels.repeat_interleave(2, dim=1)

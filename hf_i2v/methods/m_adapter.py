@@ -14,13 +14,12 @@ can run once per clip and be read from a cache ever after (`hf_i2v.feature_cache
 from dataclasses import dataclass, field
 
 import torch
-from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone, grid_side
-from ..config import I2VTunerConfig
 from ..frames import convolve_over_time
+from .config import I2VTunerConfig
 
 
 class TimeConv(nn.Conv1d):
@@ -105,7 +104,10 @@ class MAdapterConfig(I2VTunerConfig):
     """
 
     method_name = "m_adapter"
-    target_modules = DUMMY_TARGET_MODULES  # peft's word for an adapter that replaces no module
+    title = "M-adapter"
+    paper = "CVIU 249:104150"
+    why_alone = "reads an unchanged frozen model, which the others change"
+    has_branch = True
 
     levels: list[int] | None = field(
         default=None, metadata={"help": "Blocks whose outputs the branch reads. None: every second one."}

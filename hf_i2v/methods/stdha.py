@@ -17,7 +17,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..backbones import Backbone
-from ..config import I2VTunerConfig
+from .config import I2VTunerConfig
 
 
 def shift_heads(x_MHNK: torch.Tensor, num_frames: int, time_offsets: tuple[int, ...]) -> torch.Tensor:
@@ -131,6 +131,9 @@ class STDHAConfig(I2VTunerConfig):
     """
 
     method_name = "stdha"
+    title = "ZeroI2V's STDHA"
+    paper = "arXiv 2310.01324"
+    merges = True
 
     time_offsets: list[int] | dict[int, int] | None = field(
         default=None,

@@ -1,0 +1,148 @@
+"""The configuration of a video model, and where the files of one come from."""
+
+import os
+from dataclasses import fields
+from typing import Literal
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec, strict
+
+from .backbones import find_backbone
+from .data.transforms import Preprocessing
+from .methods.config import config_from_dict
+from .remote_code import write_remote_code
+from .untrusted import SIZE_LIMITS, check_label, check_limit, check_method_sizes, check_preprocessing, check_sizes
+from .video import TimeRecord
+
+
+@strict
+class I2VConfig(PreTrainedConfig):
+    """Configuration of a video model made from an image model.
+
+    Args:
+        image_config: the image model's own configuration.
+        num_frames: frames per clip T.
+        time_offsets: STDHA's frame offsets per head; one list for all blocks, or a list per block. None: no shift.
+        temporal_embedding: the number of frames of the temporal embedding that is added to the tokens of each frame,
+            False for none; interpolated linearly for clips of another length. True means `num_frames`.
+        pooling: "after_norm": final norm of each frame, then the mean over the frames; "before_norm": the other way.
+        baked: configurations of the methods whose modules are part of the model.
+        methods: names of all methods that it was finished with; those that were merged leave no other trace.
+        add_pooling_layer: whether the image model has the pooler that ViT has as an option.
+        classifier_dropout: dropout before the classifier.
+        base_model: the image model's name on the Hub, if it has one.
+        preprocessing: size, mean, std and interpolation of `hf_i2v.data.Preprocessing`, which the model's processors
+            are made from when it is saved.
+        feature_reads_prefix: whether the image model's feature depends on its CLS (and register) tokens only, so that
+            the last block's MLP can leave out the patches; found by trying when the model is made.
+    """
+
+    model_type = "i2v"
+    sub_configs_defaults = {"image_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model")}
+
+    image_config: dict | PreTrainedConfig | None = None
+    num_frames: int = 8
+    time_offsets: list | None = None
+    temporal_embedding: bool | int = False
+    pooling: Literal["after_norm", "before_norm"] = "after_norm"
+    baked: list | None = None
+    methods: list | None = None
+    add_pooling_layer: bool = False
+    classifier_dropout: float | int = 0.5
+    base_model: str | None = None
+    preprocessing: dict | None = None
+    feature_reads_prefix: bool = False
+
+    def __post_init__(self, **kwargs):
+        # hf_i2v registers its pipeline; the one that is named beside the weights is for machines without hf_i2v
+        if __package__ == "hf_i2v":
+            kwargs.pop("custom_pipelines", None)
+        if isinstance(self.image_config, PreTrainedConfig):  # keep the kernel that the image model was loaded with
+            kwargs.setdefault("attn_implementation", self.image_config._attn_implementation)
+        check_limit("num_labels", kwargs.get("num_labels"), SIZE_LIMITS["num_labels"])  # each gets a name right away
+        super().__post_init__(**kwargs)
+        self.image_config.name_or_path = ""  # a path of the machine it was made on
+
+    @property
+    def hidden_size(self) -> int:
+        return self.image_config.hidden_size
+
+    def validate_sizes(self):
+        """A configuration from anywhere must not make a machine allocate, or loop, without end."""
+        check_sizes(self)
+        check_sizes(self.image_config)
+        for method in self.baked or []:
+            check_method_sizes(method)
+        if self.preprocessing is not None:
+            check_preprocessing(self.preprocessing)
+
+    def validate_labels(self):
+        """A label is shown, and may be used to name a file."""
+        for label in (self.id2label or {}).values():
+            check_label(str(label))
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As everywhere in transformers. Also saves the code that can read it, and the processors."""
+        super().save_pretrained(save_directory, **kwargs)
+        write_remote_code(save_directory, [type(config_from_dict(method)) for method in self.baked or []])
+        if self.preprocessing is not None:
+            Preprocessing(**self.preprocessing).save_processors(save_directory, num_frames=self.num_frames)
+
+    def time_record(self) -> TimeRecord:
+        """What the model does in time by itself."""
+        return TimeRecord(**{field.name: getattr(self, field.name) for field in fields(TimeRecord)})
+
+    def describe_time(self, model: nn.Module) -> None:
+        """Take over what the video backbone inside `model` does in time, and how it is made."""
+        backbone = find_backbone(model)
+        for name, value in vars(TimeRecord.read(backbone)).items():
+            setattr(self, name, value)
+        self.add_pooling_layer = getattr(backbone.model, "pooler", None) is not None
+
+    def rebuilding_facts(self) -> dict:
+        """What it takes, beside the image model, to build this model again: labels, frames, native time offsets."""
+        return {
+            "id2label": dict(self.id2label),
+            "num_frames": self.num_frames,
+            "classifier_dropout": self.classifier_dropout,
+            "time_offsets": self.time_offsets,
+            "pooling": self.pooling,
+            "finished_in_memory": bool(self.temporal_embedding or self.baked or self.pooling != "after_norm"),
+        }
+
+
+def check_is_video_model(name: str, wanted: str, kwargs: dict) -> None:
+    """Raise ValueError, with the call that was meant, where an adapter or an image model lies."""
+    if os.path.isfile(os.path.join(name, "adapter_config.json")) and not os.path.isfile(
+        os.path.join(name, "config.json")
+    ):
+        raise ValueError(
+            f"{name} holds an adapter, not a {wanted}. Load it with "
+            "hf_i2v.AutoPeftModelForVideoClassification.from_pretrained(...); its merge_and_unload() or bake() gives "
+            "a model that saves and loads without peft."
+        )
+    model_type = PreTrainedConfig.get_config_dict(name, **hub_arguments(kwargs))[0].get("model_type")
+    if model_type != I2VConfig.model_type:
+        raise ValueError(
+            f"{name} holds a {model_type!r} model, not a {wanted}. To make a video model from an image model, use "
+            "hf_i2v.I2VForVideoClassification.from_image_model(...)."
+        )
+
+
+def hub_arguments(kwargs: dict) -> dict:
+    """Those of a `from_pretrained`'s arguments that say where a file comes from, for what else is read there."""
+    return {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+
+
+def hub_name(name: str | None) -> str | None:
+    """`name` if it can be a repository on the Hub; None for a local path, which nothing that is published may show."""
+    if not name or os.path.exists(name):
+        return None
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError:
+        return None
+    return str(name)
