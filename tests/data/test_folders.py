@@ -1,4 +1,4 @@
-"""Class folders as people have them: nested, linked, with suffixes of all kinds; and a validation split out of them."""
+"""Class folders as people have them: nested, linked, with suffixes of all kinds; and a validation split of them."""
 
 import logging
 import os
