@@ -9,8 +9,9 @@ from .fingerprints import videos_fingerprint
 from .folders import load_video_folder
 from .frame_folder import FrameFolder
 from .lists import read_class_names, read_list
-from .loader import ClipLoader, epoch_order, rank_batches
+from .loader import ClipLoader
 from .mixing import Mix
+from .order import epoch_order, rank_batches
 from .references import open_video
 from .sampling import dense_indices, uniform_clips, uniform_indices
 from .sources import add_data_arguments, load_videos, videos_from_args

@@ -17,6 +17,7 @@ from torch.utils.data import default_collate
 
 from .decode import VideoDecodeError
 from .fingerprints import video_version
+from .order import seeded_generator
 from .references import Backend, open_video
 from .sampling import ShortVideoError, ShortVideoPolicy, dense_indices, uniform_clips, uniform_indices
 from .transforms import ClipTransform, Compose, Transform
@@ -190,12 +191,6 @@ class VideoClips(torch.utils.data.Dataset):
     def name(self, index: int) -> str:
         """What to call video `index` in messages: its path, or its place in the data set."""
         return self.dataset[index]["video"]["path"] or f"row {index}"
-
-
-def seeded_generator(*what: object) -> torch.Generator:
-    """A generator for one purpose. Hashed, because neighbouring seeds of a generator may give related streams."""
-    digest = hashlib.sha256(" ".join(map(str, what)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 def _flipped_labels(dataset: Dataset, pairs: Mapping[str, str] | None) -> Mapping[int, int] | None:

@@ -155,11 +155,11 @@ def _names_fingerprint(videos: Dataset) -> str:
 
 def dataset_fingerprint(files: Iterable[str | os.PathLike], root: str | os.PathLike | None = None) -> str | None:
     """A hash of the files' names and sizes (for a folder of frames their number), the same on every machine and in
-    every order; it says how many of them are missing. None if there is none of them, as in a stream.
+    every order, and the number of missing files. None if none of them exists, as in a stream.
 
     Args:
         files: paths on this machine.
-        root: where the names begin. Default: the folder that all of them are in.
+        root: folder that the names are relative to. Default: the deepest one that holds all of them.
 
     Raises:
         ValueError: a file outside of `root`.

@@ -113,7 +113,7 @@ def _videos_by_class(folder: Path) -> dict[str, _Content]:
 
 def _search(folder: str, content: _Content, above: tuple[tuple[int, int], ...], *, is_class: bool = True) -> _Content:
     """Add what is in a folder, and in those below it, to `content`; `above` are the folders around it."""
-    files = [entry.name for entry in _visible(folder) if entry.is_file()]
+    files = [entry.name for entry in _visible(folder) if os.path.isfile(entry.path)]  # a link may lead to itself
     suffixes = [os.path.splitext(name)[1].lower() for name in files]
     videos = [name for name, suffix in zip(files, suffixes, strict=True) if suffix[1:] in VIDEO_SUFFIXES]
     pictures = [] if is_class or videos else [suffix for suffix in suffixes if suffix in FRAME_SUFFIXES]

@@ -1,11 +1,7 @@
 """Batches of clips for training and evaluation, on any number of processes and workers, resumable at any batch.
 
-The order of an epoch is a permutation of references that depends on (seed, epoch) only. One step of all ranks takes
-the next `batch_size * world_size` of them, dealt out one by one; a clip is decoded after it was dealt. So the whole
-state is (epoch, samples taken), and resuming costs nothing, also with another number of workers or ranks.
-
-    position   0 1 2 3 | 4 5 6 7 | 8 9          10 samples, 2 ranks, batches of 2
-    rank       0 1 0 1 | 0 1 0 1 | 0 1          drop_last: the third step is left out
+What comes when is in `order`. A clip is decoded after it was dealt to a rank, so the whole state is (epoch, samples
+taken), and resuming costs nothing, also with another number of workers or ranks.
 """
 
 import logging
@@ -16,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .clips import VideoClips, collate, seeded_generator
+from .clips import VideoClips, collate
 from .decode import VideoDecodeError
 from .failures import FailureLog, OnBadVideo, bad_video
 from .fingerprints import common_folder
 from .mixing import Mix
+from .order import epoch_order, rank_batches, seeded_generator
 
 logger = logging.getLogger(__name__)
 
@@ -34,50 +31,6 @@ class _BatchKey(NamedTuple):
     epoch: int
     indices: list[int]
     is_padding: list[bool]
-
-
-def epoch_order(
-    num_samples: int, *, seed: int, epoch: int, shuffle: bool, shuffle_buffer_size: int | None = None
-) -> torch.Tensor:
-    """The order of an epoch, (num_samples,) int64, the same on every rank.
-
-    Args:
-        num_samples: rows of the data set.
-        seed: of the permutation.
-        epoch: other epochs have other orders.
-        shuffle: False for the order of the data set.
-        shuffle_buffer_size: None for a permutation of everything. Otherwise a sample moves by less than this many
-            places, which keeps the reading of large shards local; the order is cut at a random place, so that epochs
-            do not start with the same shard.
-    """
-    order = torch.arange(num_samples)
-    if not shuffle or num_samples == 0:
-        return order
-    generator = seeded_generator("order", seed, epoch)
-    if shuffle_buffer_size is None or shuffle_buffer_size >= num_samples:
-        return torch.randperm(num_samples, generator=generator)
-    order = order.roll(int(torch.randint(num_samples, (), generator=generator)))
-    places = torch.arange(num_samples) + shuffle_buffer_size * torch.rand(
-        num_samples, generator=generator, dtype=torch.float64
-    )
-    return order[places.argsort(stable=True)]
-
-
-def rank_batches(
-    num_samples: int, *, batch_size: int, rank: int, world_size: int, drop_last: bool, start: int = 0
-) -> Iterator[list[int]]:
-    """The positions in the epoch's order that make up the batches of a rank, from position `start` on.
-
-    Every rank gets the same number of batches. Without `drop_last` the last step is shared out evenly, in batches of
-    one size: positions of `num_samples` and more are padding, at most one a rank.
-    """
-    step = batch_size * world_size
-    while start + step <= num_samples:
-        yield list(range(start + rank, start + step, world_size))
-        start += step
-    if start < num_samples and not drop_last:
-        size = -(-(num_samples - start) // world_size)
-        yield [start + rank + world_size * i for i in range(size)]
 
 
 class ClipLoader:
