@@ -94,7 +94,7 @@ def test_frames_are_those_of_decoding_everything(case, video_file, decode_all):
 
 @pytest.mark.parametrize("case", FILES)
 def test_very_large_files_are_read_in_windows(case, video_file, decode_all, monkeypatch):
-    monkeypatch.setattr("hf_i2v.data.decode.MAX_HELD_BYTES", 0)
+    monkeypatch.setattr("hf_i2v.data.packets.MAX_HELD_BYTES", 0)
     path = video_file(case)
     every_THWC = decode_all(path)
     with VideoReader(path) as video:
