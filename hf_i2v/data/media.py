@@ -259,26 +259,38 @@ def _check_tables(file: MediaFile, name: str, max_packets: int) -> None:
 
 
 def _promised_packets(file: Any, size: int) -> int:
-    promised, handlers, durations, count = 0, [], [], 0
+    promised, track = 0, _Track()
     for kind, start, stop in _boxes(file, 0, size):
         file.seek(start)
         if kind == b"trak":
-            promised += 0 if (handlers, durations) == ([b"soun"], [(1, 1)]) else count
-            handlers, durations, count = [], [], 0
+            promised, track = promised + track.packets(), _Track()
         elif kind == b"hdlr":
-            handlers.append(file.read(12)[8:])
+            track.handlers.add(file.read(12)[8:])
         elif kind == b"stts":
             entries, _, duration = _numbers(file, 4, 3)
-            durations.append((entries, duration))
+            track.durations.append((entries, duration))
         elif kind in (b"stsz", b"stz2"):
-            count += _numbers(file, 8, 1)[0]
+            track.samples += _numbers(file, 8, 1)[0]
         elif kind == b"trun":
             promised += _numbers(file, 4, 1)[0]
         elif kind == b"cmvd":
             inflated = zlib.decompressobj().decompress(file.read(stop - start)[4:], _MAX_INFLATED)
             promised += _promised_packets(io.BytesIO(inflated), len(inflated))
-    # uncompressed sound counts its samples, and FFmpeg keeps one entry a chunk of it
-    return promised + (0 if (handlers, durations) == ([b"soun"], [(1, 1)]) else count)
+    return promised + track.packets()
+
+
+class _Track:
+    """What the tables of an mp4's track say."""
+
+    def __init__(self):
+        self.handlers: set[bytes] = set()
+        self.durations: list[tuple[int, int]] = []
+        self.samples = 0
+
+    def packets(self) -> int:
+        # uncompressed sound counts each sample; FFmpeg keeps one entry for each chunk of it
+        is_sound = self.handlers - {b"url ", b"alis"} == {b"soun"} and self.durations == [(1, 1)]
+        return 0 if is_sound else self.samples
 
 
 def _numbers(file: Any, skip: int, count: int) -> tuple[int, ...]:

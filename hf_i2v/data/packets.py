@@ -22,6 +22,9 @@ _FORMATS_WITH_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "fl
 # MPEG-4 says "same picture as before" in packets of at most this size, which decode to nothing.
 _MAX_EMPTY_MPEG4 = 19
 
+# A picture is decoded at most this many before or after its turn to be shown; AV1 and VP9 hide pictures in between.
+_MAX_REORDERED = 64
+
 
 class Packets:
     """The packets of a stream.
@@ -93,6 +96,12 @@ class Packets:
             return False
         if context.has_b_frames and self._format not in _FORMATS_WITH_TIMES:
             return False
+        if context.name == "ffv1":  # shows the last picture where a slice is damaged, over key frames too, unmarked
+            return False
+        at = [i for i, is_shown in enumerate(self._is_shown) if is_shown]
+        reach = _MAX_REORDERED if context.has_b_frames else 0
+        if any(abs(at[place] - position) > reach for place, position in enumerate(self.shown())):
+            return False  # damaged time stamps
         if context.name == "mpeg4" and self._smallest is not None and self._smallest <= _MAX_EMPTY_MPEG4:
             return False
         # Pictures before the first key frame lack what they are predicted from; decoders drop some of them.
