@@ -15,7 +15,8 @@ import torch
 from datasets import ClassLabel, Dataset, IterableDataset
 from torch.utils.data import default_collate
 
-from .media import DEFAULT_LIMITS, ReadLimits, VideoDecodeError
+from .decode import VideoDecodeError
+from .media import DEFAULT_LIMITS, ReadLimits
 from .references import Backend, open_video, version
 from .sampling import ShortVideoError, ShortVideoPolicy, dense_indices, uniform_clips, uniform_indices
 from .transforms import Compose, Normalize, RandomHorizontalFlip, Transform
