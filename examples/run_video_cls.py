@@ -48,6 +48,7 @@ from hf_i2v.cost import Cost, cost, merged_macs
 from hf_i2v.data import (
     ClipLoader,
     Mix,
+    ReadLimits,
     VideoClips,
     add_data_arguments,
     eval_transform,
@@ -80,7 +81,7 @@ MAY_CHANGE = HERE | {
     *("model_name_or_path", "dataset_name", "dataset_config_name", "streaming"),
     *("dataloader_num_workers", "per_device_train_batch_size", "per_device_eval_batch_size"),
     *("gradient_accumulation_steps", "num_train_epochs", "checkpointing_steps", "checkpoints_total_limit"),
-    *("eval_steps", "logging_steps", "with_tracking", "report_to"),
+    *("eval_steps", "logging_steps", "video_timeout", "with_tracking", "report_to"),
 }
 # transformers' schedules that need no more than the numbers of steps
 SCHEDULES = (
@@ -140,6 +141,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--mixup_alpha", type=float, default=0.0, help="0: no mixup")
     add("--cutmix_alpha", type=float, default=0.0, help="0: no cutmix; with both, each batch gets one of them")
     add("--shuffle_buffer_size", type=int, help="keep the shuffling local to this many videos; for parquet shards")
+    add("--video_timeout", type=float, default=300.0, help="seconds; a video that takes longer to read is a bad one")
     add("--on_bad_video", choices=["error", "skip", "substitute"], help="default: substitute, in evaluation skip")
     add("--max_bad_fraction", type=float, default=0.01, help="stop above this share of unreadable videos")
     add("--dataloader_num_workers", type=int, default=0, help="processes that decode")
@@ -321,6 +323,7 @@ def build_clips(args: argparse.Namespace, videos, preprocessing) -> tuple[VideoC
         "num_frames": args.num_frames,
         "frame_stride": args.frame_stride if args.sampling == "dense" else None,
         "policy": args.short_video_policy,
+        "limits": ReadLimits(seconds=args.video_timeout),
     }
     augmentation = train_transform(
         **pixels,
