@@ -130,9 +130,9 @@ class FailureLog:
             listed = "\n".join(f"  {reason}" for reason in bad.values())
             where = "" if self.path is None else f" They are listed in {self.path}."
             raise TooManyBadVideosError(
-                f"{len(bad)} of {self.num_videos} videos that were read so far cannot be read, more than "
-                f"max_bad_fraction ({self.max_bad_fraction}) allows.{where} examples/check_videos.py finds all of "
-                f"them. Repair, remove or exclude them, or allow more:\n{listed}"
+                f"{len(bad)} of {self.num_videos} videos cannot be read, as far as it went, more than max_bad_fraction "
+                f"({self.max_bad_fraction}) allows.{where} examples/check_videos.py finds all of them. Repair, remove "
+                f"or exclude them, or allow more:\n{listed}"
             )
 
     def report(self, epoch: int) -> None:
