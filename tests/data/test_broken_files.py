@@ -1,5 +1,6 @@
 """Damaged files of many kinds: never a crash, a hang or a leak, and never wrong pixels under a label."""
 
+import importlib
 import json
 import os
 import random
