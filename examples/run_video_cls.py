@@ -42,8 +42,9 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
 from hf_i2v.architectures import image_config
-from hf_i2v.cards import CardFacts, dataset_fingerprint, merge_difference, write_card
+from hf_i2v.cards import CardFacts, dataset_fingerprint, write_card
 from hf_i2v.checkpoints import CheckpointFolder, configuration_differences, write_atomically
+from hf_i2v.configuration_i2v import hub_name
 from hf_i2v.cost import Cost, cost, merged_macs
 from hf_i2v.data import (
     ClipLoader,
@@ -58,8 +59,8 @@ from hf_i2v.data import (
 )
 from hf_i2v.evaluation import confusion_matrix, draw_confusion_matrix, predict, write_predictions
 from hf_i2v.hub import CheckpointUploads, push_folder
+from hf_i2v.merging import merge_difference
 from hf_i2v.meter import Meter
-from hf_i2v.modeling_i2v import hub_name
 from hf_i2v.options import tuner_config, tuner_options
 from hf_i2v.training_state import (
     ExponentialMovingAverage,

@@ -1,13 +1,12 @@
-"""hf_i2v: any Hugging Face image transformer becomes a video model. Importing it registers everything with peft and
+"""hf_i2v: video recognition with any Hugging Face image transformer. Importing it registers everything with peft and
 transformers."""
 
 from .auto import AutoPeftModelForVideoClassification
 from .backbones import UnsupportedBackboneError
-from .composition import ComposedConfig
-from .config import I2VTunerConfig
+from .configuration_i2v import I2VConfig
 from .convert import load_released_checkpoint, to_released_state_dict
 from .methods import (
-    METHODS,
+    OWN,
     AIMConfig,
     InTIConfig,
     LinearAdapterConfig,
@@ -16,19 +15,23 @@ from .methods import (
     STDHAConfig,
     ZeroI2VConfig,
 )
-from .modeling_i2v import I2VConfig, I2VForVideoClassification, I2VModel
-from .registration import register_auto_classes, register_method, register_pipeline
+from .methods.config import METHODS, ComposedConfig, I2VTunerConfig
+from .methods.site import AffineMap, SiteModule
+from .modeling_i2v import I2VForVideoClassification, I2VModel
+from .registration import register_auto_classes, register_method, register_pipeline, register_with_peft
 from .tuner import I2VTuner
 from .version import __version__
 
-for _config in (*METHODS.values(), ComposedConfig):
-    register_method(_config, I2VTuner)
+for _config in OWN:
+    register_method(_config)
+register_with_peft(ComposedConfig)
 register_auto_classes(I2VConfig, I2VModel, I2VForVideoClassification)
 register_pipeline()
 
 __all__ = [
     "METHODS",
     "AIMConfig",
+    "AffineMap",
     "AutoPeftModelForVideoClassification",
     "ComposedConfig",
     "I2VConfig",
@@ -41,9 +44,11 @@ __all__ = [
     "MAdapterConfig",
     "STAdapterConfig",
     "STDHAConfig",
+    "SiteModule",
     "UnsupportedBackboneError",
     "ZeroI2VConfig",
     "__version__",
     "load_released_checkpoint",
+    "register_method",
     "to_released_state_dict",
 ]

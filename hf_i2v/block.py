@@ -1,14 +1,12 @@
-"""One transformer block with its sites, where a method may act.
+"""One transformer block with its sites, where a method may act (see `methods/site.py`).
 
-    x ── before ──► norm1 ─ attention_in ─ attention ─ attention_out ─► + ── between ──►
-         norm2 ─┬─ mlp_in ─ mlp ─ mlp_out ─► + ── after ──► x
-                └─ parallel ───────────────► +
-
-A backbone's block becomes a `VideoBlock` by taking on a class that derives from both (as FSDP2 does): its weights,
-names, hooks, output capturing and gradient checkpointing stay what they were.
+A backbone's block becomes a `VideoBlock` when its class is exchanged for one that derives from both (as FSDP2 does).
+Its weights, names, hooks, output capturing and gradient checkpointing stay the same.
 """
 
 import inspect
+import itertools
+import operator
 from collections.abc import Iterator
 
 import torch
@@ -16,17 +14,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from .activation import lean_activations, own_activations
-from .backbones import BlockParts, without_peft
-from .config import SITES
-from .frames import continue_with, frames_in_flight, tokens_read_in_flight
-from .methods.linear_adapter import MERGEABLE_SITES
+from .backbones import BlockParts
+from .frames import continue_with, frames_in_flight, prefix_only_in_flight
+from .merging import Folded, fold_into_weights
+from .methods.site import FOLDING_SITES, SITE_NAMES, SiteModule
 from .methods.stdha import TimeShift, TimeShiftConfig
-from .quantized import dequantized, is_quantized, warn_dequantized
 from .swapped import Swapped, swap_in, swap_out
 
 
 class I2VLayer(nn.Module, BaseTunerLayer):
-    """What peft sees of a method: containers keyed by the adapter's name, and which adapters are active."""
+    """A method as a tuner layer of peft: containers keyed by the adapter's name, and the names of the active ones."""
 
     def __init__(self, adapter_name: str):
         super().__init__()
@@ -36,12 +33,12 @@ class I2VLayer(nn.Module, BaseTunerLayer):
 
     @property
     def weight(self):
-        raise AttributeError("a tuner layer that stands beside a block wraps no weight")
+        raise AttributeError("a tuner layer of hf_i2v stands beside a block and wraps no weight")
 
     bias = weight
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Note the adapters as merged; what acts in the forward pass goes on doing so."""
+        """Mark the adapters as merged. Their modules still run in the forward pass."""
         self.merged_adapters += [n for n in adapter_names or self.active_adapters if n not in self.merged_adapters]
 
     def unmerge(self) -> None:
@@ -52,45 +49,38 @@ class I2VLayer(nn.Module, BaseTunerLayer):
         return [] if self.disable_adapters else list(dict.fromkeys([*self.merged_adapters, *self.active_adapters]))
 
 
-class Sites(I2VLayer):
+class BlockLayer(I2VLayer):
     """The tuner layer of a block: per site and adapter the modules of its methods, by method name."""
 
-    adapter_layer_names = tuple(f"i2v_{site}" for site in SITES)  # with the tuner's prefix, as peft expects
+    adapter_layer_names = tuple(f"i2v_{site}" for site in SITE_NAMES)  # with the tuner's prefix, as peft expects
     other_param_names = ("time_offsets",)
 
     def __init__(self, block: "VideoBlock", adapter_name: str):
         super().__init__(adapter_name)
         self.__dict__["block"] = block  # not a submodule
-        for site in SITES:
+        for site in SITE_NAMES:
             setattr(self, f"i2v_{site}", nn.ModuleDict())
         self.time_offsets: dict[str, tuple[int, ...]] = {}
-        self._unmerged_weights: dict[str, list[tuple[nn.Parameter, torch.Tensor]]] = {}
-        self._new_biases: dict[str, list[tuple[nn.Linear, str]]] = {}
-        self._quantized: dict[str, list[tuple[nn.Module, str, nn.Linear]]] = {}
+        self.folded: dict[str, Folded] = {}
 
     def adapters_at(self, site: str) -> nn.ModuleDict:
         """All adapters' modules at `site`, by adapter."""
         return getattr(self, f"i2v_{site}")
 
-    def at(self, site: str) -> Iterator[nn.Module]:
-        """Modules to run at `site`, in order. Merged ones are in the weights already."""
+    def modules_of(self, adapter_name: str, site: str) -> Iterator[tuple[str, SiteModule]]:
+        """The adapter's modules at `site`, with the names of their methods."""
         adapters = self.adapters_at(site)
-        for name in self.working_adapters():
-            if name in adapters and name not in self.merged_adapters:
-                yield from adapters[name].values()
+        return iter(adapters[adapter_name].items() if adapter_name in adapters else ())
 
-    def methods_of(self, adapter_name: str, *, mergeable: bool) -> set[str]:
-        """Names of the adapter's methods that have modules here which fold into weights, or which do not."""
-        return {
-            method
-            for site in SITES
-            if adapter_name in self.adapters_at(site)
-            for method, module in self.adapters_at(site)[adapter_name].items()
-            if hasattr(module, "affine") == mergeable
-        }
+    def working_at(self, site: str) -> Iterator[tuple[str, SiteModule]]:
+        """The modules to run at `site`, with their methods' names. Folded ones are in the weights already."""
+        for name in self.working_adapters():
+            for method, module in self.modules_of(name, site):
+                if not (module.folds and name in self.merged_adapters):
+                    yield method, module
 
     def shift(self) -> tuple[int, ...] | None:
-        """Time offsets that the working adapters bring, or None if they leave them to the model."""
+        """Time offsets of the working adapters, or None if they have none of their own."""
         offsets = {self.time_offsets[name] for name in self.working_adapters() if name in self.time_offsets}
         if len(offsets) > 1:
             raise ValueError(
@@ -100,100 +90,45 @@ class Sites(I2VLayer):
         return offsets.pop() if offsets else None
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Fold the linear adapters into the block's weights: on the input side W ← W·A, on the output side W ← A·W.
-
-        Quantised weights are dequantised first, with a warning.
-
-        Raises:
-            ValueError: with `safe_merge`, a weight would not be finite; or a projection can have no bias that the
-                adapter needs. The block is left as it was.
-        """
+        """Fold the adapters' modules into the block's weights, see `merging.fold_into_weights`."""
         for name in check_adapters_to_merge(self, adapter_names):
-            merged, new_biases, quantized = {}, [], []
-            try:
-                for site, module in self._affine_modules(name):
-                    up, down, a = module.affine()
-                    quantized += self.block.dequantize(site)
-                    new_biases += self.block.add_missing_biases(site)
-                    for linear in self.block.linears_at(site):
-                        _fold_affine(linear, up, down, a, output_side=site.endswith("_out"), merged=merged)
-                if safe_merge and not all(torch.isfinite(value).all() for value in merged.values()):
-                    raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-            except BaseException:
-                self.block.remove_biases(new_biases)
-                _put_back(quantized)
-                raise
-            if quantized:
-                warn_dequantized(f"Merging the adapter {name!r}", self.block.dtype)
-            self._unmerged_weights[name] = [(parameter, parameter.data) for parameter in merged]
-            self._quantized[name] = quantized
-            self._new_biases[name] = new_biases
-            fresh = {p for parent, child, _ in quantized for p in getattr(parent, child).parameters()}
-            for parameter, value in merged.items():
-                parameter.data = value.to(self.block.dtype if parameter in fresh else parameter.dtype)
+            modules = [(site, m) for site in FOLDING_SITES for _, m in self.modules_of(name, site) if m.folds]
+            self.folded[name] = fold_into_weights(self.block, modules, check=safe_merge, adapter_name=name)
             self.merged_adapters.append(name)
-
-    def _affine_modules(self, adapter_name: str) -> list[tuple[str, nn.Module]]:
-        """The adapter's modules that fold into weights, with their sites."""
-        return [
-            (site, module)
-            for site in MERGEABLE_SITES
-            if adapter_name in self.adapters_at(site)
-            for module in self.adapters_at(site)[adapter_name].values()
-            if hasattr(module, "affine")
-        ]
 
     def unmerge(self) -> None:
         """Put the weights from before the merges back, exactly."""
         while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            for parameter, value in self._unmerged_weights.pop(name):
-                parameter.data = value
-            self.block.remove_biases(self._new_biases.pop(name))
-            _put_back(self._quantized.pop(name))
-
-
-def _put_back(modules: list[tuple[nn.Module, str, nn.Module]]) -> None:
-    for parent, name, module in modules:
-        setattr(parent, name, module)
-
-
-def _fold_affine(linear: nn.Linear, up, down, a, *, output_side: bool, merged: dict) -> None:
-    """Add to `merged` the float32 (or wider) weight and bias of A·(W x + b) + a, or of W·(A x + a) + b, where
-    A = I + up·down. A itself is never made: two thin products per weight are cheaper than a square one."""
-    W = merged.get(linear.weight, linear.weight.detach()).to(up.dtype)
-    b = merged.get(linear.bias, linear.bias.detach()).to(up.dtype)
-    up, down, a = (tensor.detach().to(W.device) for tensor in (up, down, a))
-    if output_side:
-        merged[linear.weight], merged[linear.bias] = torch.addmm(W, up, down @ W), b + up @ (down @ b) + a
-    else:
-        merged[linear.weight], merged[linear.bias] = torch.addmm(W, W @ up, down), W @ a + b
+            self.folded.pop(self.merged_adapters.pop()).undo()
 
 
 class VideoBlock(Swapped):
-    """A backbone's block that knows the number of frames, shifts heads in time, and runs what stands at its sites.
+    """A backbone's block that shifts heads in time and runs the modules at its sites.
 
     `time_offsets` and the modules in `baked` are the model's own (after a merge, or by its config). The time offsets
-    of an active adapter replace the model's, its modules run after the model's.
+    of an active adapter replace the model's. Its modules run after the model's.
     """
 
     block_parts: BlockParts
     time_offsets: tuple[int, ...]
-    rotary: bool  # whether the attention asks for position embeddings
-    is_last: bool = False
+    rotary: bool  # whether the attention takes position embeddings
+    num_prefix_tokens: int | None = None  # last block only: it may drop all other tokens
 
     def __call__(self, x_MND: torch.Tensor, *args, **kwargs):
         if self._checkpoints_reentrantly() and not x_MND.requires_grad:
-            x_MND = x_MND.detach().requires_grad_()  # else the whole block would be taken for frozen
-        # outside of gradient checkpointing, whose second run must see the same number of frames on any thread
-        num_frames = remaining = frames_in_flight()
-        tokens_read = tokens_read_in_flight() if self.is_last else None
-        x_MND = super().__call__(x_MND, *args, num_frames=num_frames, tokens_read=tokens_read, **kwargs)
-        for module in self.modules_at("before"):
-            remaining //= getattr(module, "frame_stride", 1)
-        if remaining != num_frames:
+            x_MND = x_MND.detach().requires_grad_()  # reentrant checkpointing needs an input that requires a gradient
+        # Read before gradient checkpointing starts: its second run gets the same number of frames on any thread.
+        num_frames = frames_in_flight()
+        prefix_only = self.num_prefix_tokens is not None and prefix_only_in_flight()
+        x_MND = super().__call__(x_MND, *args, num_frames=num_frames, prefix_only=prefix_only, **kwargs)
+        if (remaining := self.frames_before(num_frames)[-1]) != num_frames:
             continue_with(remaining)
         return x_MND
+
+    def frames_before(self, num_frames: int) -> list[int]:
+        """How many frames of a clip each module at `before` gets and, last, how many the block gets."""
+        merged = (module.frames_merged for module in self.modules_at("before"))
+        return list(itertools.accumulate(merged, operator.floordiv, initial=num_frames))
 
     def _checkpoints_reentrantly(self) -> bool:
         checkpoint = getattr(self, "_gradient_checkpointing_func", None)
@@ -205,32 +140,32 @@ class VideoBlock(Swapped):
         )
 
     def forward(
-        self, x_MND: torch.Tensor, attention_mask=None, *, num_frames: int, tokens_read: int | None = None, **kwargs
+        self, x_MND: torch.Tensor, attention_mask=None, *, num_frames: int, prefix_only: bool = False, **kwargs
     ) -> torch.Tensor:
         parts = self.block_parts
         sites = self._modules.get("sites")
         if sites is not None and sites.disable_adapters and sites.merged:
             sites.unmerge()
-        shift = sites.shift() if sites is not None else None
-        shift = self.time_offsets if shift is None else shift
 
-        own = {"norm1": self.first_norm, "attend": self.attend}  # not the block: hooks would move it about
+        own = {"norm1": self.first_norm, "attend": self.attend}  # not the block: hooks would move it to a device
 
         def run(site, x):
             for module in self.modules_at(site):
                 x = module(x, num_frames=num_frames, **own)
             return x
 
-        for module in self.modules_at("before"):
-            x_MND = module(x_MND, num_frames=num_frames, **own)
-            num_frames //= getattr(module, "frame_stride", 1)
-        if shift:
+        *frames_found, num_frames = self.frames_before(num_frames)
+        for module, found in zip(self.modules_at("before"), frames_found, strict=True):
+            x_MND = module(x_MND, num_frames=found, **own)
+        if shift := self.working_time_offsets():
             attention_mask = TimeShift(attention_mask, num_frames, shift)
         h_MND = run("attention_in", self.first_norm(x_MND))
         h_MND = getattr(self, parts.attention)(h_MND, attention_mask, **kwargs)[0]
         x_MND = x_MND + self._through(parts.after_attention, run("attention_out", h_MND))
 
-        x_MND = run("between", x_MND)[:, :tokens_read]  # what follows works token by token
+        x_MND = run("between", x_MND)
+        if prefix_only:  # everything below works token by token
+            x_MND = x_MND[:, : self.num_prefix_tokens]
         n_MND = getattr(self, parts.norm2)(x_MND)
         h_MND = getattr(self, parts.mlp)(run("mlp_in", n_MND))
         h_MND = self._through(parts.after_mlp, run("mlp_out", h_MND))
@@ -238,24 +173,28 @@ class VideoBlock(Swapped):
             h_MND = h_MND + module(n_MND, num_frames=num_frames, **own)
         return run("after", x_MND + h_MND)
 
-    def modules_at(self, site: str) -> Iterator[nn.Module]:
-        """What runs at `site`, in order: the model's own modules, then those of the working adapters."""
+    def working_time_offsets(self) -> tuple[int, ...]:
+        """The heads' offsets in a forward pass: the working adapters' if they have some, else the model's own."""
+        shift = self.sites.shift() if "sites" in self._modules else None
+        return self.time_offsets if shift is None else shift
+
+    def modules_at(self, site: str) -> Iterator[SiteModule]:
+        """The modules that run at `site`, in order: the model's own, then the working adapters'."""
         if (baked := self._modules.get("baked")) is not None and site in baked:
             yield from baked[site].values()
         if (sites := self._modules.get("sites")) is not None:
-            yield from sites.at(site)
+            yield from (module for _, module in sites.working_at(site))
 
-    def bake(self, adapter_name: str, *, with_linear: bool) -> set[str]:
-        """Move an adapter's modules (without those that were merged) among the model's own; returns their methods."""
+    def bake(self) -> set[str]:
+        """Make the working adapters' unfolded modules the model's own, and return their methods' names."""
         methods = set()
-        for site in SITES:
-            for method, module in self.sites.adapters_at(site)._modules.pop(adapter_name, nn.ModuleDict()).items():
-                if with_linear or not hasattr(module, "affine"):
-                    self.add_baked(site, method, module.to(self.dtype).requires_grad_(False))
-                    methods.add(method)
+        for site in SITE_NAMES:
+            for method, module in self.sites.working_at(site):
+                self.add_baked(site, method, module.to(self.dtype).requires_grad_(False))
+                methods.add(method)
         return methods
 
-    def add_baked(self, site: str, method: str, module: nn.Module) -> None:
+    def add_baked(self, site: str, method: str, module: SiteModule) -> None:
         """Give the model a module of its own at `site`."""
         if "baked" not in self._modules:
             self.baked = nn.ModuleDict()
@@ -267,7 +206,7 @@ class VideoBlock(Swapped):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the block's own computation; its projections may be quantised."""
+        """The dtype of the block's norms. Its projections may be quantised."""
         return getattr(self, self.block_parts.norm1).weight.dtype
 
     def first_norm(self, x: torch.Tensor) -> torch.Tensor:
@@ -287,57 +226,6 @@ class VideoBlock(Swapped):
             x = getattr(self, name)(x)
         return x
 
-    def add_missing_biases(self, site: str) -> list[tuple[nn.Linear, str]]:
-        """Give the projections at `site` a bias, for the constant part of a merged adapter, and say so in the config.
-
-        Returns:
-            The projections that got one, each with the config's name for it.
-
-        Raises:
-            ValueError: the model's configuration has no word for such a bias, so it could not be saved.
-        """
-        config = getattr(self, self.block_parts.attention).config.wrapped
-        added = []
-        for module, name in self._linear_names(site):
-            linear = without_peft(getattr(module, name))
-            if linear.bias is not None:
-                continue
-            words = {"q_proj": "query_bias", "k_proj": "key_bias", "v_proj": "value_bias"}.get(name, "mlp_bias")
-            flag = next((flag for flag in (words, "qkv_bias") if hasattr(config, flag)), None)
-            if flag is None:
-                self.remove_biases(added)
-                raise ValueError(
-                    f"A linear adapter at {site!r} cannot be merged: {name} has no bias to take its constant part, "
-                    f"and {type(config).__name__} cannot say that it has one. Leave {site!r} out of adapter_sites."
-                )
-            linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features), requires_grad=False)
-            setattr(config, flag, True)
-            added.append((linear, flag))
-        return added
-
-    def dequantize(self, site: str) -> list[tuple[nn.Module, str, nn.Linear]]:
-        """Make the quantised projections at `site` ordinary ones in float32; returns what stood where."""
-        replaced = []
-        for module, name in self._linear_names(site):
-            if is_quantized(linear := getattr(module, name)):
-                replaced.append((module, name, linear))
-                setattr(module, name, dequantized(linear, torch.float32))
-        return replaced
-
-    def remove_biases(self, added: list[tuple[nn.Linear, str]]) -> None:
-        """Undo `add_missing_biases`."""
-        config = getattr(self, self.block_parts.attention).config.wrapped
-        for linear, flag in added:
-            linear.bias = None
-            setattr(config, flag, False)
-
-    def linears_at(self, site: str) -> list[nn.Linear]:
-        """The frozen projections that directly follow an `_in` site, or directly precede an `_out` site."""
-        return [without_peft(getattr(module, name)) for module, name in self._linear_names(site)]
-
-    def _linear_names(self, site: str) -> list[tuple[nn.Module, str]]:
-        return [(getattr(self, owner), name) for owner, name in self.block_parts.projections(site)]
-
 
 def to_video_block(block: nn.Module, parts: BlockParts, time_offsets: tuple[int, ...] = ()) -> None:
     """Turn a backbone's block into a `VideoBlock`, in place."""
@@ -355,5 +243,5 @@ def to_image_block(block: VideoBlock) -> None:
     attention.config = attention.config.wrapped
     own_activations(getattr(block, block.block_parts.mlp))
     del block.block_parts, block.time_offsets, block.rotary
-    block.__dict__.pop("is_last", None)
+    block.__dict__.pop("num_prefix_tokens", None)
     swap_out(block)

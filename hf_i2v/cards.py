@@ -1,4 +1,4 @@
-"""Model cards from facts: what code can count is counted, what training knows is handed in, nothing is invented."""
+"""Model cards: costs are counted here, the caller hands in the facts of the training, nothing else is written."""
 
 import hashlib
 import json
@@ -15,24 +15,15 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 
-from .composition import method_to_dict
-from .config import I2VTunerConfig
-from .cost import Cost, cost, count_macs, latency
-from .modeling_i2v import I2VConfig, hub_name, pooler_argument
+from .configuration_i2v import I2VConfig, hub_name
+from .counting import Cost, cost, count_macs, latency
+from .image_checkpoint import pooler_argument
+from .methods.config import METHODS, I2VTunerConfig, method_to_dict
 from .version import __version__
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-PAPERS = {
-    "zeroi2v": ("ZeroI2V", "arXiv 2310.01324"),
-    "stdha": ("ZeroI2V's STDHA", "arXiv 2310.01324"),
-    "linear_adapter": ("ZeroI2V's linear adapters", "arXiv 2310.01324"),
-    "st_adapter": ("ST-Adapter", "arXiv 2206.13559"),
-    "aim": ("AIM", "arXiv 2302.03024"),
-    "inti": ("InTI", "arXiv 2408.06840"),
-    "m_adapter": ("M-adapter", "CVIU 249:104150"),
-    "lora": ("LoRA", "arXiv 2106.09685"),
-}
-LATENCY_SECONDS = 10  # for timing a model, if one pass does not take longer
+LORA = ("LoRA", "arXiv 2106.09685")  # the only tuner of peft that cards name
+LATENCY_SECONDS = 10  # at most, unless a single forward pass takes longer
 LIMITS_OF_FEATURES = """\
 It describes a short, trimmed video by one vector, for a classifier or a search that is built on it; it names nothing.
 It sees {frames} frames at a time: what happens between them is not seen. It has the biases of its image model and of
@@ -46,25 +37,25 @@ meant for identifying or judging people."""
 
 @dataclass
 class CardFacts:
-    """What a card says beyond the model itself. Whatever is not known stays out of the card.
+    """What a card says beyond the model itself. The card leaves out unknown facts.
 
     Args:
-        method: name of the method ("zeroi2v", "st_adapter+inti"), for a model whose configuration does not say it.
+        method: name of the method ("zeroi2v", "st_adapter+inti"), for a model whose configuration does not name it.
         dataset: the data set's name; `dataset_id`: its name on the Hub.
         fingerprint: of the training files, see `dataset_fingerprint`.
-        num_train_videos, num_eval_videos, failures: how many videos there were, and could not be read.
+        num_train_videos, num_eval_videos: numbers of videos; `failures`: how many of them could not be read.
         metrics: measured on the evaluation videos, "accuracy" and so on, as shares of 1.
         published: rows (metric, value, source) quoted from papers.
         view_protocol: clips and crops per video in the evaluation.
-        trained_parameters: of a merged model, which does not show any more what was trained.
+        trained_parameters: number of trained parameters, for a merged model, from which it cannot be counted.
         cost: of the model, counted before it was sharded.
         merge_error: largest difference of a logit before and after merging, see `merge_error`.
         arguments: further resolved settings; local paths among them are left out.
-        license: of the weights. None: what the base model's licence says.
+        license: of the weights. None: the card refers to the base model's licence.
         recipe: the file, for the card of a recipe that was not run.
-        measure_latency: time a forward pass of this model and of the plain image model, a few seconds each; not done
-            for one that is sharded or on the meta device.
-        relative_latency: in its place, what a benchmark found: this model's latency over the plain image model's.
+        measure_latency: time a forward pass of this model and of the plain image model, a few seconds each. A model
+            that is sharded or on the meta device is not timed.
+        relative_latency: a benchmark's figure instead: this model's latency over the plain image model's.
     """
 
     method: str | None = None
@@ -99,11 +90,11 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
 
     Args:
         model: an `I2VForVideoClassification` or `I2VModel`, or a `PeftModel` over one or over an image model.
-        facts: what only the training knows.
-        repo_id: where it will be ("user/name"); for the snippets and the title.
+        facts: of the training.
+        repo_id: the future repository ("user/name"), for the snippets and the title.
 
     Raises:
-        ValueError: a sharded model, and the facts do not say its cost.
+        ValueError: a sharded model without `facts.cost`.
     """
     facts = facts or CardFacts()
     adapter = model.active_peft_config if isinstance(model, PeftModel) else None
@@ -111,10 +102,11 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
     config = base.config
     num_frames = getattr(config, "num_frames", None) or adapter.num_frames
     methods = _methods(adapter, config, facts)
-    name = " + ".join(PAPERS[m][0] for m in methods if m in PAPERS)
+    papers = [paper for method in methods if (paper := _paper(method)) is not None]
+    name = " + ".join(title for title, _ in papers)
     classifies = hasattr(base, "classifier")
     base_model = hub_name(getattr(config, "base_model", None) or config.name_or_path)
-    mergeable = not set(methods) - {"zeroi2v", "stdha", "linear_adapter", "lora"}
+    mergeable = all(METHODS[m].merges if m in METHODS else m == "lora" for m in methods)
     relation = "adapter" if adapter is not None else "finetune"
     title = repo_id.split("/")[-1] if repo_id else f"{name or 'Video model'} on {base_model or config.model_type}"
 
@@ -152,16 +144,16 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         configuration=json.dumps(_configuration(adapter, config, facts), indent=2, default=str).replace("```", ""),
         data=_data(facts),
         limits=(LIMITS if classifies else LIMITS_OF_FEATURES).format(frames=num_frames),
-        sources=_sources(methods),
+        sources=_sources(papers),
     )
 
 
 def dataset_fingerprint(files: Iterable[str | os.PathLike], root: str | os.PathLike | None = None) -> str | None:
     """A hash of the files' names and sizes (for a folder of frames their number), the same on every machine and in
-    every order; it says how many of them are missing. None if there is none of them, as in a stream.
+    every order, and the number of missing files. None if none of them exists, as in a stream.
 
     Args:
-        root: where the names begin. Default: the folder that all of them are in.
+        root: folder that the names are relative to. Default: the deepest one that holds all of them.
     """
     files = [Path(os.path.abspath(file)) for file in files]
     found = [file for file in files if file.exists()]
@@ -177,39 +169,8 @@ def _size(path: Path) -> int:
     return len(os.listdir(path)) if path.is_dir() else path.stat().st_size
 
 
-@torch.no_grad()
-def merge_error(model: PeftModel, pixel_values: torch.Tensor) -> tuple[nn.Module, float]:
-    """Merge an adapter (or bake it, where it cannot be merged) and say how far its output moved.
-
-    Returns:
-        The model, in eval mode, and the largest difference of a logit on `pixel_values` (B, T, C, h, w).
-    """
-    before = model.eval()(pixel_values)[0]
-    try:
-        merged = model.merge_and_unload()
-    except ValueError:  # no linear map of the weights
-        merged = model.base_model.bake()
-    after = merged.eval()(pixel_values)[0]
-    return merged, (after - before).abs().max().item()
-
-
-@torch.no_grad()
-def merge_difference(model: PeftModel, pixel_values: torch.Tensor) -> float | None:
-    """As the second result of `merge_error`, with the model as before afterwards; None if it cannot be merged."""
-    video_model = model.eval().get_base_model()  # without the autocast of accelerate
-    pixel_values = pixel_values.to(model.device)
-    before = video_model(pixel_values)[0]
-    try:
-        model.merge_adapter()
-    except ValueError:  # no linear map of the weights
-        return None
-    after = video_model(pixel_values)[0]
-    model.unmerge_adapter()
-    return (after - before).abs().max().item()
-
-
 def one_line(text: object) -> str:
-    """Text from outside (names, labels) as it may stand in Markdown: one line that opens and closes nothing."""
+    """Text from outside (names, labels) for Markdown: one line without characters of Markdown or HTML."""
     return re.sub(r"[\x00-\x1f\x7f`|<>{}\[\]]+", " ", str(text)).strip()[:300]
 
 
@@ -222,7 +183,14 @@ def _methods(adapter: PeftConfig | None, config, facts: CardFacts) -> list[str]:
     if facts.method:
         return facts.method.split("+")
     finished = getattr(config, "methods", None) or []
-    return [m for m in finished if m in PAPERS] or ["stdha"] * bool(getattr(config, "time_offsets", None))
+    return [m for m in finished if _paper(m)] or ["stdha"] * bool(getattr(config, "time_offsets", None))
+
+
+def _paper(method: str) -> tuple[str, str] | None:
+    """A method's name in the literature, and its paper."""
+    if method in METHODS:
+        return METHODS[method].title, METHODS[method].paper
+    return LORA if method == "lora" else None
 
 
 def _loading(adapter: PeftConfig | None, config, base_model: str | None, repo_id: str) -> str:
@@ -286,8 +254,8 @@ def _costs(model: nn.Module, config, num_frames: int, facts: CardFacts) -> dict:
     is_sharded = any(isinstance(p, DTensor) for p in model.parameters())
     if is_sharded and facts.cost is None:
         raise ValueError(
-            "The model is sharded over processes, where its cost cannot be counted. Count it before, and hand it in: "
-            "CardFacts(cost=hf_i2v.cost.cost(model, clip_shape))."
+            "The model is sharded over processes, so its cost cannot be counted. Count it before sharding and hand it "
+            "in: CardFacts(cost=hf_i2v.cost.cost(model, clip_shape))."
         )
     times = facts.measure_latency and not (facts.relative_latency or is_sharded or place.is_meta)
     with torch.device(place.device if times else "meta"):
@@ -317,7 +285,7 @@ def _cpu(device: torch.device) -> str:
 
 
 def _configuration(adapter, config, facts: CardFacts) -> dict:
-    """What was resolved: the method's options, or the model's own description of its time; and further settings."""
+    """The method's resolved options or the finished model's configuration, and the settings of the training."""
     if adapter is not None:
         resolved = method_to_dict(adapter)
     else:
@@ -333,7 +301,7 @@ def _configuration(adapter, config, facts: CardFacts) -> dict:
 
 
 def _is_local(value) -> bool:
-    """Whether a setting tells something about the machine: a path, a folder, a name of a user."""
+    """Whether a setting may be private to the machine: a path, a folder, a user's name."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
@@ -357,10 +325,10 @@ def _data(facts: CardFacts) -> str:
     return "\n".join(known) or "Not recorded."
 
 
-def _sources(methods: list[str]) -> str:
+def _sources(papers: list[tuple[str, str]]) -> str:
     lines = []
-    for paper, source in (PAPERS[method] for method in methods if method in PAPERS):
-        kind, number = source.split()
+    for title, source in papers:
+        kind, _, number = source.partition(" ")
         link = f"[{source}](https://arxiv.org/abs/{number})" if kind == "arXiv" else source
-        lines.append(f"- {paper}: {link}")
+        lines.append(f"- {title}: {link}")
     return "\n".join([*lines, "- hf_i2v, Apache-2.0: any Hugging Face image transformer becomes a video model"])

@@ -7,132 +7,31 @@ Counted operation by operation, attention included, on the meta device: no weigh
 """
 
 import argparse
-import copy
 import csv
 import json
-import math
-import statistics
 import sys
-import time
 from dataclasses import asdict, dataclass
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from .architectures import image_config
-from .modeling_i2v import I2VConfig, I2VForVideoClassification
+from .configuration_i2v import I2VConfig
+from .counting import (
+    Cost,
+    activation_bytes,
+    cost,
+    count_macs,
+    count_parameters,
+    latency,
+    merged_macs,
+    on_meta,
+)
+from .modeling_i2v import I2VForVideoClassification
 from .options import tuner_config
 
-
-@dataclass(frozen=True)
-class Cost:
-    """Parameters in all, those that are trained, and MACs of one forward pass."""
-
-    total_parameters: int
-    trainable_parameters: int
-    macs: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.total_parameters / 1e6:.2f} M parameters, {self.trainable_parameters / 1e6:.2f} M trainable, "
-            f"{self.macs / 1e9:.3f} GMACs"
-        )
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Parameters that a forward pass uses, and those that are trained. Originals that an adapter's copy stands in
-    for (peft's `modules_to_save`) are not counted."""
-    used = [p for name, p in model.named_parameters() if ".original_module." not in name]
-    return sum(p.numel() for p in used), sum(p.numel() for p in used if p.requires_grad)
-
-
-def count_macs(model: nn.Module, pixel_values_shape: tuple[int, ...], *, as_papers_count: bool = True) -> int:
-    """MACs of one forward pass on pixels of the given shape, (B, T, C, h, w) for a video model.
-
-    Args:
-        as_papers_count: all tokens of all blocks; False leaves out those that a classifier which reads the CLS token
-            skips in the last block.
-    """
-    model = on_meta(model).eval()
-    pixel_values = torch.empty(pixel_values_shape, device="meta", dtype=next(model.parameters()).dtype)
-    counter = FlopCounterMode(display=False)
-    # the fused CPU kernel is unknown to torch's counter; the math kernel is two plain matrix products
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        model(pixel_values, output_hidden_states=as_papers_count or None)
-    return counter.get_total_flops() // 2
-
-
-def cost(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> Cost:
-    """Parameters and MACs of `model` for an input of the given shape."""
-    return Cost(*count_parameters(model), count_macs(model, pixel_values_shape))
-
-
-def merged_macs(model: PeftModel, pixel_values_shape: tuple[int, ...]) -> int | None:
-    """MACs of one forward pass once the adapter is merged, which this does; None where it cannot be."""
-    try:
-        return count_macs(model.merge_and_unload(), pixel_values_shape)
-    except ValueError:
-        return None
-
-
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of the model whose tensors have shapes but no memory."""
-    memo = {id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
-    memo |= {id(b): b.to("meta") for b in model.buffers()}
-    return copy.deepcopy(model, memo)
-
-
-def activation_bytes(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> int:
-    """Bytes that a training step keeps between forward and backward pass: what autograd saves, without parameters.
-
-    Dropout's masks included, the caching of the allocator and temporary buffers not.
-    """
-    model = on_meta(model).train()
-    own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that its address is not given to another
-        return tensor
-
-    pixel_values = torch.empty(pixel_values_shape, device="meta", dtype=next(model.parameters()).dtype)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(pixel_values)
-    del output
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-def latency(
-    model: nn.Module, pixel_values_shape: tuple[int, ...], rounds: int, *, max_seconds: float = math.inf
-) -> tuple[float, float]:
-    """Median seconds of a forward pass where the model is, and half the distance between the quartiles.
-
-    Args:
-        rounds: forward passes, after one to warm up; fewer, but one at least, once `max_seconds` have gone by.
-    """
-    was_training = model.training
-    model.eval()
-    place = next(model.parameters())
-    pixel_values = torch.randn(pixel_values_shape, device=place.device, dtype=place.dtype)
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(rounds + 1):
-            started = time.perf_counter()
-            model(pixel_values)
-            if place.is_cuda:
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - started)
-            if len(seconds) > 1 and sum(seconds) > max_seconds:
-                break
-    model.train(was_training)
-    del seconds[0]  # warming up
-    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
-    return statistics.median(seconds), (high - low) / 2
+__all__ = ["Cost", "activation_bytes", "cost", "count_macs", "count_parameters", "latency", "merged_macs", "on_meta"]
 
 
 @dataclass

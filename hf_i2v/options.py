@@ -1,32 +1,51 @@
-"""A tuner and its options as a command line says them."""
+"""A tuner and its options from a command line."""
 
 import dataclasses
+import importlib
+import os
+import sys
 
 import yaml
 from peft import PeftConfig
 
-from .config import I2VTunerConfig
-from .methods import METHODS
+from .methods.config import METHODS, I2VTunerConfig
 
 
 def tuner_config(tuner: str, pairs: list[str]) -> I2VTunerConfig:
     """`"st_adapter+inti"` and `["adapter_width=128", "insert_before=[3]"]` as a configuration; values are YAML.
 
-    An option goes to every method of the tuner that has it.
+    An outside method is named `package.module:Config`. Every method that has an option gets it.
 
     Raises:
-        SystemExit: a method or an option that does not exist; these are a user's words on a command line.
+        SystemExit: a method or an option that does not exist.
     """
-    names = tuner.split("+")
+    names = [_imported(name) if ":" in name else name for name in tuner.split("+")]
     if unknown := [name for name in names if name not in METHODS]:
         raise SystemExit(
-            f"--tuner {tuner}: {unknown} is not among the methods {', '.join(METHODS)}. (The training script also "
-            "takes linear_probe, full, lora and stdha+lora.)"
+            f"--tuner {tuner}: {unknown} is not among the methods {', '.join(METHODS)}, nor a package.module:Config. "
+            "(The training script also takes linear_probe, full, lora and stdha+lora.)"
         )
     if len(set(names)) < len(names):
         raise SystemExit(f"--tuner {tuner} names a method twice.")
-    first, *others = [METHODS[name](**options) for name, options in tuner_options(tuner, METHODS, pairs).items()]
+    options = tuner_options("+".join(names), METHODS, pairs)
+    first, *others = [METHODS[name](**options[name]) for name in names]
     return sum(others, start=first)
+
+
+def _imported(place: str) -> str:
+    """The name of the method that `package.module:Config` registers."""
+    module, _, name = place.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise SystemExit(f"--tuner {place} cannot be imported: {error}") from error
+    if found not in METHODS.values():
+        raise SystemExit(
+            f"--tuner {place} is no configuration class registered with hf_i2v.register_method, but {found!r}."
+        )
+    return found.method_name
 
 
 def tuner_options(tuner: str, methods: dict[str, type], pairs: list[str]) -> dict[str, dict]:
@@ -49,6 +68,6 @@ def tuner_options(tuner: str, methods: dict[str, type], pairs: list[str]) -> dic
 def _value(text: str):
     value = yaml.safe_load(text)
     try:
-        return float(value) if isinstance(value, str) else value  # YAML takes 5e-1 for a text
+        return float(value) if isinstance(value, str) else value  # YAML reads 5e-1 as a string
     except ValueError:
         return value

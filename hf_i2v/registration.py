@@ -1,53 +1,77 @@
-"""Makes us known: tuner types to peft (the only place that touches its enum), models and pipeline to transformers."""
+"""Registers tuner types with peft, and models and pipeline with transformers."""
 
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.utils import PeftType, register_peft_method
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import register_peft_method
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .methods.config import METHODS, I2VTunerConfig
+from .peft_type import register_peft_type
+from .tuner import I2VTuner
 
-def register_peft_type(name: str) -> PeftType:
-    """Add `name` to peft's `PeftType`, as if it had been written there; a second call changes nothing.
 
-    peft insists that a method's name is a member of this enum (`register_peft_method`) and looks the string of a
-    saved `adapter_config.json` up in mappings keyed by its members, and enums cannot be subclassed.
+def register_method(config_class: type[I2VTunerConfig]) -> type[I2VTunerConfig]:
+    """Register a method: a bare decorator on its configuration dataclass. A second call changes nothing.
+
+    ```python
+    @hf_i2v.register_method
+    @dataclass
+    class TokenShiftConfig(hf_i2v.I2VTunerConfig):
+        method_name, title, paper = "token_shift", "Token shift", "arXiv 2108.02432"
+
+        def site_modules(self, backbone, layer):
+            return {"attention_in": TokenShift()}
+    ```
+
+    From then on it works with `get_peft_model`, `+`, saving and loading, `--tuner token_shift`, costs and cards. A
+    process that loads such an adapter imports the file first. A finished model is saved together with the file.
+
+    Raises:
+        TypeError: not a configuration class of hf_i2v.
+        ValueError: `method_name`, `title` or `paper` is missing, or another method has the name.
     """
-    key = name.upper()
-    if key in PeftType.__members__:
-        return PeftType[key]
-    member = str.__new__(PeftType, key)
-    member._name_ = key
-    member._value_ = key
-    PeftType._member_names_.append(key)
-    PeftType._member_map_[key] = member
-    PeftType._value2member_map_[key] = member
-    type.__setattr__(PeftType, key, member)
-    if PeftType(key) is not member or PeftType[key] is not member or key not in list(PeftType):
-        raise ImportError(
-            f"hf_i2v could not add {key!r} to peft's PeftType enum; this version of Python or peft builds enums "
-            "differently. Please report it with both versions."
-        )
-    return member
+    if not (isinstance(config_class, type) and issubclass(config_class, I2VTunerConfig)):
+        raise TypeError(f"register_method takes a subclass of hf_i2v.I2VTunerConfig, not {config_class!r}.")
+    missing = [name for name in ("method_name", "title", "paper") if not getattr(config_class, name, None)]
+    if missing:
+        raise ValueError(f"{config_class.__name__} has no {', '.join(missing)}. Set them as class attributes.")
+    name = config_class.method_name
+    if name != name.lower() or not name.isidentifier():
+        raise ValueError(f"method_name {name!r} of {config_class.__name__} must be an identifier in lower case.")
+    register_with_peft(config_class)
+    METHODS[name] = config_class
+    return config_class
 
 
-def register_method(config_cls: type, model_cls: type) -> None:
-    """Register a method under its config's `method_name`; a second call changes nothing."""
-    peft_type = register_peft_type(config_cls.method_name)
-    if PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type) is None:
+def register_with_peft(config_class: type[I2VTunerConfig]) -> None:
+    """Register the configuration class with peft under its `method_name`.
+
+    Raises:
+        ValueError: another configuration class has the name.
+    """
+    peft_type = register_peft_type(config_class.method_name)
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
+    if known is None:
         register_peft_method(
-            name=config_cls.method_name, config_cls=config_cls, model_cls=model_cls, prefix=model_cls.prefix
+            name=config_class.method_name, config_cls=config_class, model_cls=I2VTuner, prefix=I2VTuner.prefix
         )
-    assert PEFT_TYPE_TO_TUNER_MAPPING[peft_type] is model_cls
+    elif (known.__module__, known.__qualname__) == (config_class.__module__, config_class.__qualname__):
+        PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class  # its file was run again
+    else:
+        raise ValueError(
+            f"The method_name {config_class.method_name!r} of {config_class.__name__} is taken by {known.__name__} of "
+            f"{known.__module__}. Choose another."
+        )
 
 
 def register_auto_classes(config_cls: type, model_cls: type, classifier_cls: type) -> None:
-    """`AutoConfig`, `AutoModel` and `AutoModelForVideoClassification` know the video models."""
+    """Register the video models with `AutoConfig`, `AutoModel` and `AutoModelForVideoClassification`."""
     AutoConfig.register(config_cls.model_type, config_cls, exist_ok=True)
     AutoModel.register(config_cls, model_cls, exist_ok=True)
     AutoModelForVideoClassification.register(config_cls, classifier_cls, exist_ok=True)
 
 
 def register_pipeline() -> None:
-    """`pipeline("video-classification")` samples I2V models' frames over the whole video."""
+    """Make `pipeline("video-classification")` sample the frames of I2V models over the whole video."""
     task = PIPELINE_REGISTRY.supported_tasks["video-classification"]
-    task["impl"] = "hf_i2v.pipeline.I2VVideoClassificationPipeline"  # imported when it is used
+    task["impl"] = "hf_i2v.pipeline.I2VVideoClassificationPipeline"  # transformers imports it on use

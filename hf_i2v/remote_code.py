@@ -1,23 +1,32 @@
-"""The code that travels with a saved model, for people who do not have hf_i2v.
+"""The code that is saved with a model, for machines without hf_i2v.
 
-Two flat files are made from the package's own source: each holds the definitions that a loaded model (or the pipeline)
-can reach, in the order in which Python imports them, and nothing that attaches, trains or merges adapters. So there is
-one source of truth, and what stands on the Hub needs torch and transformers only.
+Two flat files are made from the package's own source. Each holds the definitions that a loaded model (or the pipeline)
+can reach, in the order in which Python imports them, and nothing that attaches, trains or merges adapters. A model on
+the Hub then needs torch and transformers only.
+
+The file of an outside method is copied, and its imports of hf_i2v are changed to imports of the flat file. Such a file
+may use those definitions of hf_i2v that a loaded model needs, and imports nothing from its neighbours.
 """
 
 import ast
+import inspect
 import json
 import os
 import sys
+import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from .version import __version__
 
 PACKAGE = Path(__file__).parent
-FILES = {  # name of the flat file: its module, and what users of the artefact call
-    "modeling_i2v": ("modeling_i2v", ("I2VConfig", "I2VModel", "I2VForVideoClassification")),
-    "pipeline_i2v": ("pipeline", ("I2VVideoClassificationPipeline",)),
+FILES = {  # flat file: (module of the package, definition) that it must hold
+    "modeling_i2v": [
+        *(("modeling_i2v", name) for name in ("I2VConfig", "I2VModel", "I2VForVideoClassification")),
+        ("registration", "register_method"),
+    ],
+    "pipeline_i2v": [("pipeline", "I2VVideoClassificationPipeline")],
 }
 AUTO_MAP = {
     "AutoConfig": "modeling_i2v.I2VConfig",
@@ -31,18 +40,18 @@ CUSTOM_PIPELINES = {
         "type": "multimodal",
     }
 }
-LEFT_OUT = {  # methods that only adapting or saving needs
+LEFT_OUT = {  # functions that a loaded model does not need
     "I2VConfig": {"save_pretrained"},
     "I2VPreTrainedModel": {"with_stdha", "save_pretrained", "_upload_modified_files"},
     "I2VModel": {"from_video_backbone"},
     "I2VForVideoClassification": {"from_image_model"},
-    "I2VTunerConfig": {"__add__", "describe_model", "to_dict", "save_pretrained"},
-    "VideoBlock": {"bake", "dequantize", "add_missing_biases", "remove_biases", "linears_at", "_linear_names"},
+    "I2VTunerConfig": {"__add__", "describe_model", "to_dict", "save_pretrained", "target_modules"},
+    "VideoBlock": {"bake"},
 }
-STAND_INS = {  # for the little that these definitions ask of peft and accelerate
+STAND_INS = {  # in place of definitions that need peft or accelerate
     "PeftConfig": """
 @dataclass
-class PeftConfig:  # a saved model needs no more of peft's class
+class PeftConfig:  # all of peft's class that a saved model needs
     def __post_init__(self):
         pass
 """,
@@ -50,10 +59,14 @@ class PeftConfig:  # a saved model needs no more of peft's class
 def register_peft_type(name: str) -> str:
     return name.upper()
 """,
-    "DUMMY_TARGET_MODULES": 'DUMMY_TARGET_MODULES = "dummy-target-modules"\n',
+    "register_method": """
+def register_method(config_class):
+    METHODS[config_class.method_name] = config_class
+    return config_class
+""",
     "_without_hook": """
 @contextmanager
-def _without_hook(module):  # hooks of accelerate come after a model is built
+def _without_hook(module):  # accelerate adds its hooks after the model is built
     yield
 """,
 }
@@ -65,16 +78,23 @@ A Hugging Face image transformer as a video model: see https://arxiv.org/abs/231
 '''
 SIBLING = """\
 
-if TYPE_CHECKING:  # never run: transformers keeps the files that this one names when the model is saved again
+if TYPE_CHECKING:  # never run: transformers also copies the files that this one imports
     from .pipeline_i2v import I2VVideoClassificationPipeline
 """
 COMES_WITH_TRANSFORMERS = {"torch", "transformers", "numpy", "huggingface_hub", *sys.stdlib_module_names}
 
 
-def write_remote_code(folder: str | os.PathLike) -> None:
-    """Put the flat files beside a saved `config.json`, and let it point at them."""
+def write_remote_code(folder: str | os.PathLike, methods: Sequence[type] = ()) -> None:
+    """Write the flat files beside a saved `config.json`, and name them in it.
+
+    Args:
+        methods: configuration classes of the methods whose modules are a part of the model.
+    """
+    outside = {method: file for method in methods if not _is_own(method) and (file := _outside_file(method))}
     for name in FILES:
-        (Path(folder) / f"{name}.py").write_text(flat_file(name))
+        (Path(folder) / f"{name}.py").write_text(flat_file(name, tuple(methods)))
+    for file in outside.values():
+        (Path(folder) / file.path.name).write_text(file.text())
     path = Path(folder) / "config.json"
     config = json.loads(path.read_text())
     config |= {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
@@ -82,16 +102,88 @@ def write_remote_code(folder: str | os.PathLike) -> None:
 
 
 @cache
-def flat_file(name: str) -> str:
-    """The text of one of `FILES`."""
-    module, roots = FILES[name]
+def flat_file(name: str, methods: tuple[type, ...] = ()) -> str:
+    """The text of one of `FILES`, for a model with these methods."""
     bundle = _Bundle()
-    for root in roots:
+    for module, root in FILES[name]:
         bundle.take(module, root)
+    header = HEADER.format(version=__version__)
     if name != "modeling_i2v":
-        return HEADER.format(version=__version__) + bundle.text()
+        return header + bundle.text()
+    own = [method for method in methods if _is_own(method)]
+    for method in own:
+        bundle.take(method.__module__.removeprefix(f"{__package__}."), method.__name__)
+    files = [file for method in methods if not _is_own(method) and (file := _outside_file(method))]
+    for module, root in (needed for file in files for needed in file.needed):
+        bundle.take(module, root)
     bundle.imports["TYPE_CHECKING"] = "from typing import TYPE_CHECKING"
-    return HEADER.format(version=__version__) + bundle.text() + SIBLING
+    registered = "".join(f"\nregister_method({method.__name__})\n" for method in own)
+    # at the end, because the methods' files import this one
+    registered += "".join(f"\nfrom .{file.path.stem} import {file.method} as {file.method}\n" for file in files)
+    return header + bundle.text() + registered + SIBLING
+
+
+def _is_own(method: type) -> bool:
+    return method.__module__.partition(".")[0] == __package__
+
+
+class _OutsideFile:
+    """The file of an outside method, which is saved with a model that needs it.
+
+    Attributes:
+        needed: its imports of hf_i2v, as (module, name).
+    """
+
+    def __init__(self, method: type, path: Path):
+        self.method, self.path = method.__name__, path
+        self.lines = path.read_text().splitlines()
+        self.needed: list[tuple[str, str]] = []
+        self.replaced: dict[int, tuple[int, str]] = {}  # first line of an import → its last line, the new text
+        tree = ast.parse("\n".join(self.lines))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                raise ValueError(f"it imports {ast.unparse(node)!r} from its neighbours")
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == __package__:
+                module = node.module.partition(".")[2]
+                self.needed += [(module, alias.name) for alias in node.names]
+                self._replace(node, ast.unparse(ast.ImportFrom("modeling_i2v", node.names, 1)))
+            elif isinstance(node, ast.Import) and (name := _imported_as(node)):
+                used = (n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name))
+                self.needed += [("", n.attr) for n in used if n.value.id == name]
+                self._replace(node, f"from . import modeling_i2v as {name}")
+
+    def _replace(self, node: ast.stmt, text: str) -> None:
+        self.replaced[node.lineno] = node.end_lineno, " " * node.col_offset + text
+
+    def text(self) -> str:
+        lines, number = [], 1
+        while number <= len(self.lines):
+            last, line = self.replaced.get(number, (number, self.lines[number - 1]))
+            lines.append(line)
+            number = last + 1
+        return "\n".join(lines) + "\n"
+
+
+def _imported_as(node: ast.Import) -> str | None:
+    """The name that an `import` statement gives to this package."""
+    return next((alias.asname or alias.name for alias in node.names if alias.name == __package__), None)
+
+
+@cache
+def _outside_file(method: type) -> _OutsideFile | None:
+    """The file of an outside method; None, with a warning, if it cannot be saved with the model."""
+    try:
+        path = Path(inspect.getsourcefile(method))
+        if not path.exists() or path.stem in FILES or not path.stem.isidentifier():
+            raise ValueError("its file cannot be found" if not path.exists() else f"its file is called {path.name}")
+        return _OutsideFile(method, path)
+    except (OSError, TypeError, ValueError) as error:
+        warnings.warn(
+            f"The code of {method.__name__} is not saved with the model ({error}). To load the model, install "
+            f"hf_i2v and first import the module that registers the method {method.method_name!r}.",
+            stacklevel=2,
+        )
+        return None
 
 
 class _Module:
@@ -150,7 +242,7 @@ class _Bundle:
         self.imports: dict[str, str] = {}
 
     def take(self, module_name: str, name: str) -> None:
-        """Add a definition and all that it needs."""
+        """Add a definition, and those that it uses."""
         if module_name not in self.modules:
             self.modules[module_name] = _Module(module_name)
         module = self.modules[module_name]
@@ -204,8 +296,8 @@ class _Bundle:
         return "\n".join([*self.import_statements(), "", *texts]) + "\n"
 
     def import_statements(self) -> list[str]:
-        """What may be missing comes last and says so: transformers looks for all imports outside of a `try` before it
-        loads a model, which can do without the pipeline's."""
+        """Imports of further packages come last, in a `try`: before transformers loads a model it demands all packages
+        that are imported outside of one, and a model needs none of the pipeline's."""
         statements = sorted(set(self.imports.values()))
         optional = [s for s in statements if s.split()[1].partition(".")[0] not in COMES_WITH_TRANSFORMERS]
         if not optional:
@@ -217,7 +309,7 @@ class _Bundle:
         ]
 
     def import_order(self) -> list[str]:
-        """The modules as Python would finish importing them: what a module uses comes before it."""
+        """The modules in the order in which Python finishes importing them: each after those that it imports."""
         order: dict[str, None] = {}
 
         def visit(name: str, above: tuple[str, ...]) -> None:

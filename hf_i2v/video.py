@@ -1,23 +1,25 @@
-"""An image model that takes clips: the video counterparts of the backbone's embeddings and of the whole."""
+"""An image model that takes clips: the video counterparts of the backbone's embeddings and of the whole, and the
+record of what such a model does in time."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import logging
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .backbones import Backbone, UnsupportedBackboneError
 from .block import I2VLayer, VideoBlock, to_image_block, to_video_block
-from .frames import fold, frames_in_flight, pooling_in_flight, unfold, working_on
+from .frames import fold, frames_in_flight, over_frames, pooling_in_flight, unfold, working_on
+from .methods.config import config_from_dict
+from .methods.stdha import check_time_offsets, trim
 from .quantized import is_quantized
 from .swapped import Swapped, swap_in, swap_out
 
-logger = logging.get_logger(__name__)
 
-
-class TemporalEmbedding(I2VLayer):
+class EmbeddingsLayer(I2VLayer):
     """The tuner layer of the embeddings: one temporal embedding (T, D) per adapter that has one."""
 
     adapter_layer_names = ("i2v_embedding",)
@@ -29,7 +31,7 @@ class TemporalEmbedding(I2VLayer):
     def working_embeddings(self) -> list[torch.Tensor]:
         return [self.i2v_embedding[n] for n in self.working_adapters() if n in self.i2v_embedding]
 
-    # Merging changes no weight here; unloading a merged model moves the embedding into the model's own.
+    # Merging changes no weight here. Finishing a model adds the embedding to the model's own.
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         for name in adapter_names or self.active_adapters:
             embedding = self.i2v_embedding.get(name, None)
@@ -53,28 +55,15 @@ class VideoEmbeddings(Swapped):
         return x_MND
 
 
-def over_frames(embedding_TD: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """The temporal embedding for clips of another length: linearly interpolated along T, ends on ends."""
-    if embedding_TD.shape[0] == num_frames:
-        return embedding_TD
-    if not torch.compiler.is_compiling():  # a logger would break the graph
-        logger.warning_once(
-            f"The temporal embedding was made for {embedding_TD.shape[0]} frames and is interpolated linearly to the "
-            f"{num_frames} frames of this clip."
-        )
-    as_image_1DT = embedding_TD.T[None]
-    return nn.functional.interpolate(as_image_1DT, size=num_frames, mode="linear", align_corners=True)[0].T
-
-
 class FrozenFeatures(NamedTuple):
-    """What a side branch needs of the frozen model: block outputs (L, B, T, P, D) and the clip feature (B, D)."""
+    """The frozen model's outputs that a side branch reads: blocks (L, B, T, P, D) and the clip feature (B, D)."""
 
     levels: torch.Tensor
     feature: torch.Tensor
 
 
-class ClipHead(I2VLayer):
-    """The tuner layer of the whole backbone: an adapter's side branch, and how it pools the frames."""
+class BackboneLayer(I2VLayer):
+    """The tuner layer of the whole backbone: each adapter's side branch and pooling."""
 
     adapter_layer_names = ("i2v_branch",)
     other_param_names = ("pooling",)
@@ -88,7 +77,7 @@ class ClipHead(I2VLayer):
         return [self.i2v_branch[name] for name in self.working_adapters() if name in self.i2v_branch]
 
     def working_pooling(self) -> str | None:
-        """The pooling that the working adapters ask for, if any."""
+        """The working adapters' pooling, or None if they have none of their own."""
         wanted = {self.pooling[name] for name in self.working_adapters() if name in self.pooling}
         if len(wanted) > 1:
             raise ValueError(f"The active adapters {self.working_adapters()} pool differently. Activate one of them.")
@@ -96,7 +85,7 @@ class ClipHead(I2VLayer):
 
 
 class VideoNorm(Swapped):
-    """The final norm; of the mean over the frames where the frames are pooled before it."""
+    """The final norm. With the pooling "before_norm" it takes the mean over the frames."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if pooling_in_flight() == "before_norm":
@@ -107,9 +96,9 @@ class VideoNorm(Swapped):
 class VideoBackbone(Swapped):
     """A vision transformer that takes (B, T, C, h, w) and gives clip-level features.
 
-    Its output is the image model's own, with `pooler_output` (B, D), the mean over the frames of what the image model
-    gives for one frame, and every other tensor unfolded to (B, T, …). With `feature_only`, a model whose feature reads
-    the CLS token only computes no more than that token in its last block's MLP. Inside a model with a head of its own
+    Its output is the image model's own. `pooler_output` (B, D) is the mean over the frames of the image model's
+    feature, and every other tensor is unfolded to (B, T, …). With `prefix_only`, the last block's MLP computes only
+    the CLS (and register) tokens if the feature depends on no others. Inside a model with a head of its own
     (`CLIPModel`, `ViTForImageClassification`), `last_hidden_state` is the mean over the frames too, (B, N, D).
     """
 
@@ -119,15 +108,16 @@ class VideoBackbone(Swapped):
         *args,
         num_frames: int | None = None,
         frozen_features: FrozenFeatures | None = None,
-        feature_only: bool = False,
+        prefix_only: bool = False,
         return_dict=None,
         **kwargs,
     ):
-        if feature_only and self.feature_reads_prefix and not self._wants_inner(kwargs):
-            kwargs["tokens_read"] = self.num_prefix_tokens
         branch = self.working_branch()
+        inner = {name: self._wants(name, kwargs) for name in ("output_hidden_states", "output_attentions")}
+        prefix_only = prefix_only and self.feature_reads_prefix and branch is None and not any(inner.values())
+        kwargs |= inner
         if frozen_features is None:
-            outputs, frozen_features = self._run(pixel_values, num_frames, branch, *args, **kwargs)
+            outputs, frozen_features = self._run(pixel_values, num_frames, branch, prefix_only, *args, **kwargs)
         elif branch is None:
             raise ValueError("frozen_features were given, but no active adapter has a side branch that reads them.")
         else:
@@ -139,25 +129,23 @@ class VideoBackbone(Swapped):
 
     @torch.no_grad()
     def frozen_features(self, pixel_values: torch.Tensor, num_frames: int | None = None) -> FrozenFeatures:
-        """What the active side branch reads of the frozen model."""
+        """The frozen model's outputs that the active side branch reads."""
         return self._run(pixel_values, num_frames, self.working_branch())[1]
 
-    def _wants_inner(self, kwargs: dict) -> bool:
-        """Whether the caller asks for what blocks give, besides the feature."""
-        return any(
-            getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
-            for name in ("output_hidden_states", "output_attentions")
-        )
+    def _wants(self, name: str, kwargs: dict) -> bool:
+        """Whether an output besides the feature is wanted: the caller's argument, or else the configuration's."""
+        return getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
 
-    def _run(self, pixel_values, num_frames, branch, *args, output_hidden_states=None, tokens_read=None, **kwargs):
-        """The image model on all frames, its outputs unfolded; for a branch without a graph, and with its levels."""
+    def _run(
+        self, pixel_values, num_frames, branch, prefix_only=False, *args, output_hidden_states=False, **kwargs
+    ) -> tuple[BaseModelOutputWithPooling, FrozenFeatures]:
+        """The image model on all frames, its outputs unfolded. With a branch: without a graph, and its levels."""
         pixel_values, num_frames = fold(pixel_values, num_frames, getattr(self.config, "num_channels", None))
         num_clips = pixel_values.shape[0] // num_frames
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        wanted = output_hidden_states
         if branch is not None and not wanted:
             output_hidden_states = [level + 1 for level in branch.levels]
-        tokens_read = None if branch is not None else tokens_read
-        with working_on(num_frames, self.working_pooling(), tokens_read):
+        with working_on(num_frames, self.working_pooling(), prefix_only):
             kwargs |= {"output_hidden_states": output_hidden_states, "return_dict": True}
             run = super().forward if branch is None else self._forward_without_graph
             outputs = run(pixel_values, *args, **kwargs)
@@ -189,13 +177,13 @@ class VideoBackbone(Swapped):
         return branches[0] if branches else self._modules.get("baked_branch")
 
     def working_pooling(self) -> str:
-        """How the frames are pooled: as the active adapter asks, else as the model does."""
+        """How the frames are pooled: the active adapter's pooling if it has one, else the model's."""
         head = self._modules.get("clip_head")
         return (head.working_pooling() if head is not None else None) or self.pooling
 
 
 def frame_feature(outputs, *, has_cls: bool) -> torch.Tensor:
-    """The image model's feature of a frame, (M, D): its pooler's output, else the normalised CLS or mean token."""
+    """The image model's feature of a frame, (M, D): the pooler's output, else the normalised CLS or mean token."""
     if outputs.get("pooler_output") is not None:
         return outputs.pooler_output
     return outputs.last_hidden_state[:, 0] if has_cls else outputs.last_hidden_state.mean(1)
@@ -213,15 +201,13 @@ def to_video(backbone: Backbone) -> None:
     feature_reads_prefix = reads_prefix(backbone)
     for block in backbone.blocks.values():
         to_video_block(block, backbone.parts)
-    block.is_last = True
+    block.num_prefix_tokens = backbone.num_prefix_tokens
     swap_in(backbone.embeddings, VideoEmbeddings)
     backbone.embeddings.register_parameter("temporal_embedding", None)
     swap_in(backbone.model, VideoBackbone)
-    backbone.model.num_prefix_tokens = backbone.num_prefix_tokens
-    backbone.model.feature_reads_prefix = feature_reads_prefix
-    backbone.model.pooling = "after_norm"
-    backbone.model.baked_methods = []
     backbone.model.nested = backbone.name != ""
+    backbone.model.num_prefix_tokens = backbone.num_prefix_tokens
+    TimeRecord(feature_reads_prefix=feature_reads_prefix).apply(backbone, num_frames=None)
     swap_in(backbone.final_norm, VideoNorm)
 
 
@@ -232,9 +218,76 @@ def to_image(backbone: Backbone) -> None:
     del backbone.embeddings.temporal_embedding
     swap_out(backbone.embeddings)
     swap_out(backbone.final_norm)
-    del backbone.model.num_prefix_tokens, backbone.model.feature_reads_prefix, backbone.model.pooling
-    del backbone.model.baked_methods, backbone.model.nested
+    for name in ("num_prefix_tokens", "nested", "feature_reads_prefix", "pooling", "baked_methods"):
+        delattr(backbone.model, name)
     swap_out(backbone.model)
+
+
+@dataclass
+class TimeRecord:
+    """What a video model does in time without an adapter. `I2VConfig` has the same fields and explains them. A
+    finished model is its weights and this record."""
+
+    time_offsets: list | None = None
+    temporal_embedding: bool | int = False
+    pooling: str = "after_norm"
+    baked: list[dict] | None = None
+    feature_reads_prefix: bool = False
+
+    @classmethod
+    def read(cls, backbone: Backbone) -> "TimeRecord":
+        """The record of a video backbone."""
+        per_block = [list(block.time_offsets) for block in backbone.blocks.values()]
+        same = all(block == per_block[0] for block in per_block)
+        embedding_TD = backbone.embeddings.temporal_embedding
+        return cls(
+            time_offsets=(per_block[0] or None) if same else per_block,
+            temporal_embedding=False if embedding_TD is None else len(embedding_TD),
+            pooling=backbone.model.pooling,
+            baked=list(backbone.model.baked_methods) or None,
+            feature_reads_prefix=backbone.model.feature_reads_prefix,
+        )
+
+    def apply(self, backbone: Backbone, num_frames: int | None) -> None:
+        """Give a video backbone the record's properties, in place. New modules get random weights.
+
+        Raises:
+            ValueError: offsets that do not fit the blocks, the heads or the number of frames; an unknown method.
+        """
+        model, embeddings = backbone.model, backbone.embeddings
+        model.pooling = self.pooling
+        model.feature_reads_prefix = getattr(model, "feature_reads_prefix", False) or self.feature_reads_prefix
+        blocks = list(backbone.blocks.values())
+        for block, offsets in zip(blocks, self.block_time_offsets(len(blocks)), strict=True):
+            if offsets:
+                check_time_offsets(list(offsets), backbone.num_heads, num_frames)
+            block.time_offsets = offsets
+        if self.temporal_embedding and embeddings.temporal_embedding is None:
+            length = num_frames if self.temporal_embedding is True else self.temporal_embedding
+            embeddings.temporal_embedding = nn.Parameter(torch.zeros(length, backbone.hidden_size))
+        if not getattr(model, "baked_methods", None):
+            self._add_baked_modules(backbone)
+
+    def block_time_offsets(self, num_blocks: int) -> list[tuple[int, ...]]:
+        """STDHA's offsets for each block."""
+        offsets = self.time_offsets or []
+        if offsets and all(isinstance(block, (list, tuple)) for block in offsets):
+            if len(offsets) != num_blocks:
+                raise ValueError(f"time_offsets has {len(offsets)} lists, but the model has {num_blocks} blocks.")
+            return [trim(block) for block in offsets]
+        return [trim(offsets)] * num_blocks
+
+    def _add_baked_modules(self, backbone: Backbone) -> None:
+        """Build the modules of baked methods. `from_pretrained` loads their weights later."""
+        for method in self.baked or []:
+            part = config_from_dict(method)
+            for layer, block in enumerate(backbone.blocks.values()):
+                for site, name, module in part.block_modules(backbone, layer):
+                    block.add_baked(site, name, module)
+            if (branch := part.branch_module(backbone)) is not None:
+                backbone.model.baked_branch = branch
+                maybe_install_capturing_hooks(backbone.model)
+        backbone.model.baked_methods = list(self.baked or [])
 
 
 class _FirstBlockDone(Exception):
@@ -243,9 +296,13 @@ class _FirstBlockDone(Exception):
 
 @torch.no_grad()
 def check_block(backbone: Backbone) -> None:
-    """Run the first block as the image model does, and as a `VideoBlock` would: they must agree."""
+    """Run the first block as the image model's own and as a `VideoBlock`, and compare the results.
+
+    Raises:
+        UnsupportedBackboneError: they differ, or one of them failed.
+    """
     if any(p.is_meta for p in backbone.model.parameters()):
-        return  # nothing to compute with; the structure has been checked
+        return  # it cannot compute; `find_backbone` has checked the structure
     model, block = backbone.model, backbone.first_block
     seen = {}
 
@@ -265,7 +322,7 @@ def check_block(backbone: Backbone) -> None:
     try:
         model.eval()
         for module in filter(is_quantized, model.modules()):
-            module.train()  # bitsandbytes repacks 4-bit weights when it sees them in eval mode, and then cannot train
+            module.train()  # in eval mode bitsandbytes repacks 4-bit weights, which then cannot train
         with suppress(_FirstBlockDone):
             model(_blank_image(model))
         to_video_block(block, backbone.parts)
@@ -274,7 +331,7 @@ def check_block(backbone: Backbone) -> None:
             problem = f"its embeddings give a {type(seen['embeddings']).__name__}"
         elif not torch.allclose(output, seen["output"], rtol=1e-3, atol=1e-3):
             problem = "its result differs"
-    except Exception as error:  # whatever a foreign model does with its block
+    except Exception as error:  # any error of a foreign block means that it cannot be adapted
         problem = f"{type(error).__name__}: {error}"
     finally:
         for handle in handles:
@@ -294,7 +351,8 @@ def check_block(backbone: Backbone) -> None:
 def reads_prefix(backbone: Backbone) -> bool:
     """Whether the image model's feature depends on the CLS (and register) tokens only, not on the patches.
 
-    Found by trying: with blocks that pass everything on, the feature must not change when the patches do.
+    The blocks are replaced by identities, then the last one by one that zeroes the patches. The feature must not
+    change.
     """
     model, blocks = backbone.model, list(backbone.blocks.values())
     if not backbone.num_prefix_tokens or any(p.is_meta for p in model.parameters()):

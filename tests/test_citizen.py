@@ -17,7 +17,7 @@ from transformers import AutoModelForVideoClassification, Trainer, TrainingArgum
 from transformers.trainer_pt_utils import get_module_class_from_name
 
 from hf_i2v import METHODS, AutoPeftModelForVideoClassification, I2VForVideoClassification, ZeroI2VConfig
-from hf_i2v.video import logger
+from hf_i2v.frames import logger
 
 BACKBONES = ("clip", "vit", "siglip", "dinov2")
 OPTIONS = {"st_adapter": {"adapter_width": 8}, "inti": {"insert_before": [1]}}

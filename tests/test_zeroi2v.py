@@ -163,7 +163,7 @@ def test_another_number_of_frames_interpolates_the_temporal_embedding(clip_pixel
     embedding_TD = model.base_model.model.embeddings.temporal.i2v_embedding["default"]
     with torch.no_grad():  # a straight line over time stays one
         embedding_TD.copy_(torch.arange(4.0)[:, None].expand(4, 32))
-    from hf_i2v.video import over_frames
+    from hf_i2v.frames import over_frames
 
     torch.testing.assert_close(over_frames(embedding_TD, 7), torch.linspace(0, 3, 7)[:, None].expand(7, 32))
     longer = clip_pixels.repeat_interleave(2, dim=1)
@@ -205,5 +205,5 @@ def test_impossible_values_are_refused(config, message):
 def test_num_frames_must_agree_with_the_model(tmp_path):
     tiny_image_model("clip").save_pretrained(tmp_path)
     model = I2VForVideoClassification.from_image_model(tmp_path, num_frames=4, num_labels=3)
-    with pytest.raises(ValueError, match="says num_frames=8, but the model was made for 4"):
+    with pytest.raises(ValueError, match="has num_frames=8, but the model was made for 4"):
         get_peft_model(model, ZeroI2VConfig(num_frames=8))

@@ -8,15 +8,4 @@ from .st_adapter import STAdapterConfig
 from .stdha import STDHAConfig
 from .zeroi2v import ZeroI2VConfig
 
-METHODS = {  # configuration classes by the name of the method
-    config.method_name: config
-    for config in (
-        ZeroI2VConfig,
-        STDHAConfig,
-        LinearAdapterConfig,
-        STAdapterConfig,
-        AIMConfig,
-        InTIConfig,
-        MAdapterConfig,
-    )
-}
+OWN = (ZeroI2VConfig, STDHAConfig, LinearAdapterConfig, STAdapterConfig, AIMConfig, InTIConfig, MAdapterConfig)

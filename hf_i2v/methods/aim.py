@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone
-from ..config import I2VTunerConfig
+from .config import I2VTunerConfig
+from .site import SiteModule
 
 
-class GELUAdapter(nn.Module):
+class GELUAdapter(SiteModule):
     """W₂ gelu(W₁ x + b₁) + b₂ on (…, D), plus x where it has a skip; at the start 0, or x."""
 
     def __init__(self, width: int, bottleneck: int, *, skip: bool):
@@ -35,7 +36,7 @@ class GELUAdapter(nn.Module):
         return x + delta if self.skip else delta
 
 
-class TemporalAttention(nn.Module):
+class TemporalAttention(SiteModule):
     """x ← x + drop_path(Ad_T(attn(Ad_Tin?(norm1(x over time))))), with the block's own frozen norm and attention."""
 
     def __init__(self, width: int, bottleneck: int, *, adapter_in: bool, drop_path: float):
@@ -55,7 +56,7 @@ class TemporalAttention(nn.Module):
         return torch.addcmul(x_MND, h_MND, branch_scale(h_MND, 1.0, self.drop_path, self.training))
 
 
-class JointAdapter(nn.Module):
+class JointAdapter(SiteModule):
     """drop_path(s·Ad_M(norm2 x)), beside the MLP."""
 
     def __init__(self, width: int, bottleneck: int, *, scale: float, drop_path: float):
@@ -91,6 +92,8 @@ class AIMConfig(I2VTunerConfig):
     """
 
     method_name = "aim"
+    title = "AIM"
+    paper = "arXiv 2302.03024"
     uses_temporal_embedding = True
     trains_final_norm = True
     default_pooling = "after_norm"
@@ -110,7 +113,7 @@ class AIMConfig(I2VTunerConfig):
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path ({self.drop_path}) must lie in [0, 1)")
 
-    def site_modules(self, backbone: Backbone, layer: int) -> dict[str, nn.Module]:
+    def site_modules(self, backbone: Backbone, layer: int) -> dict[str, SiteModule]:
         width = backbone.hidden_size
         bottleneck = max(1, int(width * self.adapter_ratio))
         probability = self.drop_path * layer / max(1, len(backbone.blocks) - 1)

@@ -16,13 +16,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone, grid_side
-from ..config import I2VTunerConfig
+from .config import I2VTunerConfig
+from .site import SiteModule
 
 
-class InTI(nn.Module):
+class InTI(SiteModule):
     """(B·T, N, D) → (B·T/2, N, D)."""
 
-    frame_stride = 2
+    frames_merged = 2
 
     def __init__(self, width: int, context_width: int, num_prefix_tokens: int):
         super().__init__()
@@ -64,6 +65,9 @@ class InTIConfig(I2VTunerConfig):
     """
 
     method_name = "inti"
+    title = "InTI"
+    paper = "arXiv 2408.06840"
+    merges_frames = True
     trains_final_norm = True
 
     insert_before: list[int] | None = field(
@@ -90,14 +94,17 @@ class InTIConfig(I2VTunerConfig):
             raise ValueError(
                 f"insert_before {self.insert_before} must name blocks of the model, which has 0 to {num_blocks - 1}."
             )
-        if self.num_frames % 2 ** len(self.insert_before):
+        if self.num_frames % self.frames_merged():
             raise ValueError(
                 f"InTI halves the frames {len(self.insert_before)} times, so num_frames ({self.num_frames}) must be a "
-                f"multiple of {2 ** len(self.insert_before)}."
+                f"multiple of {self.frames_merged()}."
             )
+
+    def frames_merged(self) -> int:
+        return InTI.frames_merged ** len(self.insert_before)
 
     def adapts(self, layer: int) -> bool:
         return layer in self.insert_before
 
-    def site_modules(self, backbone: Backbone, layer: int) -> dict[str, nn.Module]:
+    def site_modules(self, backbone: Backbone, layer: int) -> dict[str, SiteModule]:
         return {"before": InTI(backbone.hidden_size, self.context_width, backbone.num_prefix_tokens)}

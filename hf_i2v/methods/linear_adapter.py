@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from ..backbones import Backbone
-from ..config import I2VTunerConfig
+from .config import I2VTunerConfig
+from .site import FOLDING_SITES, AffineMap, SiteModule
 
-MERGEABLE_SITES = ("attention_in", "attention_out", "mlp_in", "mlp_out")
 
-
-class LinearAdapter(nn.Module):
+class LinearAdapter(SiteModule):
     """y = x + s·(W₂·drop(W₁x + b₁) + b₂) on (…, D); the identity at the start."""
+
+    folds = True
 
     def __init__(self, width: int, bottleneck: int, scale: float, dropout: float):
         super().__init__()
@@ -33,11 +34,11 @@ class LinearAdapter(nn.Module):
         delta = self.up(self.dropout(self.down(x.to(self.down.weight.dtype))))
         return torch.add(x, delta.to(x.dtype), alpha=self.scale)
 
-    def affine(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """s·W₂ (D, R), W₁ (R, D) and a (D,) of the equivalent y = (I + s·W₂W₁) x + a, in float32 or wider."""
+    def affine(self) -> AffineMap:
+        """y = (I + s·W₂·W₁) x + s·(W₂b₁ + b₂)."""
         dtype = torch.promote_types(self.down.weight.dtype, torch.float32)
         down, up = self.down.weight.to(dtype), self.scale * self.up.weight.to(dtype)
-        return up, down, up @ self.down.bias.to(dtype) + self.scale * self.up.bias.to(dtype)
+        return AffineMap(up, down, up @ self.down.bias.to(dtype) + self.scale * self.up.bias.to(dtype))
 
 
 @dataclass
@@ -52,27 +53,33 @@ class LinearAdapterConfig(I2VTunerConfig):
     """
 
     method_name = "linear_adapter"
+    title = "ZeroI2V's linear adapters"
+    paper = "arXiv 2310.01324"
+    merges = True
     trains_final_norm = True
 
     adapter_ratio: float = field(default=0.25, metadata={"help": "Bottleneck width relative to the model's width."})
     adapter_scale: float = field(default=0.5, metadata={"help": "Scale s of the adapter's branch; 1.0 for SSv2."})
     adapter_dropout: float = field(default=0.1, metadata={"help": "Dropout in the bottleneck while training."})
     adapter_sites: list[str] = field(
-        default_factory=lambda: list(MERGEABLE_SITES),
-        metadata={"help": f"Sites with an adapter, some of {MERGEABLE_SITES}."},
+        default_factory=lambda: list(FOLDING_SITES),
+        metadata={"help": f"Sites with an adapter, some of {FOLDING_SITES}."},
     )
 
     def __post_init__(self):
         super().__post_init__()
-        unknown = set(self.adapter_sites) - set(MERGEABLE_SITES)
+        unknown = set(self.adapter_sites) - set(FOLDING_SITES)
         if unknown or not self.adapter_sites:
-            raise ValueError(f"adapter_sites {self.adapter_sites} must be some of {list(MERGEABLE_SITES)}")
+            raise ValueError(f"adapter_sites {self.adapter_sites} must be some of {list(FOLDING_SITES)}")
         if not self.adapter_ratio > 0:
             raise ValueError(f"adapter_ratio ({self.adapter_ratio}) must be > 0")
         if not 0 <= self.adapter_dropout < 1:
             raise ValueError(f"adapter_dropout ({self.adapter_dropout}) must lie in [0, 1)")
 
-    def site_modules(self, backbone: Backbone, layer: int) -> dict[str, nn.Module]:
+    def folding_sites(self) -> tuple[str, ...]:
+        return tuple(self.adapter_sites)
+
+    def site_modules(self, backbone: Backbone, layer: int) -> dict[str, SiteModule]:
         bottleneck = max(1, int(backbone.hidden_size * self.adapter_ratio))
         return {
             site: LinearAdapter(backbone.hidden_size, bottleneck, self.adapter_scale, self.adapter_dropout)

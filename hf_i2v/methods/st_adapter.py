@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone, grid_side
-from ..config import I2VTunerConfig
 from ..frames import convolve_over_time
+from .config import I2VTunerConfig
+from .site import SiteModule
 
 ST_SITES = ("before", "between")
 
@@ -21,8 +22,7 @@ ST_SITES = ("before", "between")
 class TokenConv3d(nn.Conv3d):
     """The depth-wise convolution over frames, rows and columns of patch tokens, (B, T, N, R) → (B, T, N, R).
 
-    What it gives for the prefix tokens is not used: they are computed along where that is cheaper than copying the
-    patches out from between them.
+    Its results for the prefix tokens are not used. They are computed where that is cheaper than copying the patches.
     """
 
     def __init__(self, channels: int, kernel_size: tuple[int, int, int], num_prefix_tokens: int):
@@ -39,7 +39,7 @@ class TokenConv3d(nn.Conv3d):
         return F.pad(z_BTPR, (0, 0, self.num_prefix_tokens, 0))
 
 
-class STAdapter(nn.Module):
+class STAdapter(SiteModule):
     """x_patches ← x_patches + W₂ · DWConv3D(W₁ x_patches) on (M, N, D); the identity at the start."""
 
     def __init__(self, width: int, bottleneck: int, kernel_size: tuple[int, int, int], num_prefix_tokens: int):
@@ -72,6 +72,9 @@ class STAdapterConfig(I2VTunerConfig):
     """
 
     method_name = "st_adapter"
+    title = "ST-Adapter"
+    paper = "arXiv 2206.13559"
+    unused_parameters = True  # the last block's adapter at "between", if the feature is the CLS token
     default_pooling = "before_norm"
 
     adapter_width: int = field(default=384, metadata={"help": "Width of the bottleneck."})
@@ -93,7 +96,7 @@ class STAdapterConfig(I2VTunerConfig):
         if self.adapter_width < 1:
             raise ValueError(f"adapter_width ({self.adapter_width}) must be >= 1")
 
-    def site_modules(self, backbone: Backbone, layer: int) -> dict[str, nn.Module]:
+    def site_modules(self, backbone: Backbone, layer: int) -> dict[str, SiteModule]:
         return {
             site: STAdapter(backbone.hidden_size, self.adapter_width, self.kernel_size, backbone.num_prefix_tokens)
             for site in self.adapter_sites

@@ -15,6 +15,8 @@ class ZeroI2VConfig(LinearAdapterConfig, STDHAConfig):
     """
 
     method_name = "zeroi2v"
+    title = "ZeroI2V"
+    includes = ("stdha", "linear_adapter")
     uses_temporal_embedding = True
     trains_final_norm = True
     default_pooling = "after_norm"

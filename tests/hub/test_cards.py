@@ -14,9 +14,10 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel
 
 from hf_i2v import I2VConfig, I2VForVideoClassification, STAdapterConfig, ZeroI2VConfig
-from hf_i2v.cards import CardFacts, create_card, merge_difference, merge_error
+from hf_i2v.cards import CardFacts, create_card
 from hf_i2v.cost import cost
 from hf_i2v.data import Preprocessing
+from hf_i2v.merging import merge_difference, merge_error
 
 ROOT = Path(__file__).parent.parent.parent
 CARDS = sorted(path for path in (ROOT / "model_cards").glob("*.md") if path.stem != "README")

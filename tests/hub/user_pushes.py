@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from tiny import randomize_adapter, tiny_image_model
 
 from hf_i2v import I2VForVideoClassification, InTIConfig, STAdapterConfig, ZeroI2VConfig
-from hf_i2v.cards import CardFacts, merge_error
+from hf_i2v.cards import CardFacts
 from hf_i2v.data import Preprocessing
 from hf_i2v.hub import CheckpointUploads, push_folder, push_to_hub
+from hf_i2v.merging import merge_error
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
