@@ -120,7 +120,8 @@ def test_damaged_headers(tmp_path, versions):
         assert frames_TCHW.shape[:2] == (2, 3)
         is_whole = torch.equal(frames_TCHW, whole_TCHW[[0, -1]])
         outcomes["whole" if is_whole else "other"] += 1
-    assert outcomes["error"] >= 5 and outcomes["whole"] >= 5, outcomes  # some bytes matter and some do not
+    # some bytes matter and some do not
+    assert outcomes["error"] >= 5 and outcomes["whole"] >= 1 and outcomes["whole"] + outcomes["other"] >= 5, outcomes
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_a_request_gives_the_same_pixels_whatever_was_read_before(tmp_path, writ
             continue
         assert torch.equal(all_TCHW[indices], first_TCHW), seed
         read += 1
-    assert read >= 3
+    assert read >= 2
 
 
 def test_key_frames_that_are_none(tmp_path, write_video, decode_all):
@@ -186,14 +187,14 @@ def test_fuzzing(tmp_path, monkeypatch):
     """A short run of the fuzzer; `benchmarks/fuzz_videos.csv` is of a long one."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     fuzz_videos = importlib.import_module("fuzz_videos")
-    monkeypatch.setattr(
-        fuzz_videos, "KINDS", {suffix: fuzz_videos.KINDS[suffix] for suffix in ("mp4", "mkv", "avi", "ts", "wmv")}
-    )
+    few = {"mp4": ["libx264"], "mkv": ["ffv1"], "avi": ["msmpeg4v2"], "ts": ["mpeg2video"], "wmv": ["wmv1"]}
+    kinds = {suffix: {codec: fuzz_videos.KINDS[suffix][codec] for codec in codecs} for suffix, codecs in few.items()}
+    monkeypatch.setattr(fuzz_videos, "KINDS", kinds)
     output = tmp_path / "verdicts.csv"
-    total = fuzz_videos.main(["--num_files", "80", "--seed", "3", "--output_file", str(output)])
-    assert total.total() == 80 and output.read_text().startswith("file,read,refused,equal")
+    total = fuzz_videos.main(["--num_files", "60", "--seed", "3", "--output_file", str(output)])
+    assert total.total() == 60 and output.read_text().startswith("file,read,refused,equal")
     assert total["raised"] == total["died"] == total["late"] == total["unstable"] == 0
-    assert total["equal"] >= 10 and total["refused"] >= 10
+    assert total["equal"] >= 5 and total["refused"] >= 5
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
