@@ -15,9 +15,8 @@ import torch
 from datasets import ClassLabel, Dataset, IterableDataset
 from torch.utils.data import default_collate
 
-from .decode import VideoDecodeError
 from .fingerprints import video_version
-from .media import DEFAULT_LIMITS, ReadLimits
+from .media import DEFAULT_LIMITS, ReadLimits, VideoDecodeError
 from .order import seeded_generator
 from .references import Backend, open_video
 from .sampling import ShortVideoError, ShortVideoPolicy, dense_indices, uniform_clips, uniform_indices

@@ -14,9 +14,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .clips import VideoClips, collate
-from .decode import VideoDecodeError
 from .failures import FailureLog, OnBadVideo, bad_video
 from .fingerprints import common_folder
+from .media import VideoDecodeError
 from .mixing import Mix
 from .order import epoch_order, rank_batches, seeded_generator
 
