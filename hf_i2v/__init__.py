@@ -8,13 +8,17 @@ from .convert import load_released_checkpoint, to_released_state_dict
 from .methods import (
     OWN,
     AIMConfig,
+    AttentiveProbeConfig,
+    Frame2FreqConfig,
     InTIConfig,
     LinearAdapterConfig,
     MAdapterConfig,
     STAdapterConfig,
     STDHAConfig,
+    STEPConfig,
     ZeroI2VConfig,
 )
+from .methods.branch import Branch
 from .methods.config import METHODS, ComposedConfig, I2VTunerConfig
 from .methods.site import AffineMap, SiteModule
 from .modeling_i2v import I2VForVideoClassification, I2VModel
@@ -32,8 +36,11 @@ __all__ = [
     "METHODS",
     "AIMConfig",
     "AffineMap",
+    "AttentiveProbeConfig",
     "AutoPeftModelForVideoClassification",
+    "Branch",
     "ComposedConfig",
+    "Frame2FreqConfig",
     "I2VConfig",
     "I2VForVideoClassification",
     "I2VModel",
@@ -44,6 +51,7 @@ __all__ = [
     "MAdapterConfig",
     "STAdapterConfig",
     "STDHAConfig",
+    "STEPConfig",
     "SiteModule",
     "UnsupportedBackboneError",
     "ZeroI2VConfig",

@@ -11,7 +11,6 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .backbones import Backbone, find_backbone, without_peft
 from .block import BlockLayer, I2VLayer
@@ -60,8 +59,10 @@ class I2VTuner(BaseTuner):
         peft_config.num_frames = _agreed_num_frames(peft_config, model)
         peft_config.resolve(backbone)
         if backbone.model._modules.get("baked_branch") is not None:
+            baked = map(config_from_dict, backbone.model.baked_methods)
+            branch = next(method.title for method in baked if method.has_branch)
             raise ValueError(
-                f"{type(peft_config).__name__} would never learn on this model: its baked side branch (M-adapter) "
+                f"{type(peft_config).__name__} would never learn on this model: its baked side branch ({branch}) "
                 "reads the frozen model without a graph, so no gradient comes back. Adapt the image model instead."
             )
         foreign_head = backbone.name and hasattr(model, "classifier") and not hasattr(model, "i2v")
@@ -107,7 +108,6 @@ class I2VTuner(BaseTuner):
             backbone.clip_head.pooling[adapter_name] = config.pooling
         if branch is not None:
             backbone.clip_head.i2v_branch[adapter_name] = _moved(branch, next(backbone.parameters()))
-            maybe_install_capturing_hooks(backbone)  # it would at the first call, but not under torch.compile
         backbone.clip_head.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:

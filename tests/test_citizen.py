@@ -20,9 +20,21 @@ from hf_i2v import METHODS, AutoPeftModelForVideoClassification, I2VForVideoClas
 from hf_i2v.frames import logger
 
 BACKBONES = ("clip", "vit", "siglip", "dinov2")
-OPTIONS = {"st_adapter": {"adapter_width": 8}, "inti": {"insert_before": [1]}}
+OPTIONS = {
+    "st_adapter": {"adapter_width": 8},
+    "inti": {"insert_before": [1]},
+    "attentive_probe": {"num_blocks": 1},
+    "frame2freq": {"adapter_width": 8},
+}
+BRANCHES = ("m_adapter", "attentive_probe", "step")  # beside a frozen model that runs without a graph
 MERGEABLE = ("zeroi2v", "stdha", "linear_adapter")
-BLOCKS_WITH_WEIGHTS = ("zeroi2v", "linear_adapter", "st_adapter", "aim")  # methods with weights in every block
+BLOCKS_WITH_WEIGHTS = (
+    "zeroi2v",
+    "linear_adapter",
+    "st_adapter",
+    "aim",
+    "frame2freq",
+)  # methods with weights in every block
 LABELS = {0: "jump", 1: "run", 2: "sit"}
 
 every = pytest.mark.parametrize("backbone", BACKBONES)
@@ -465,7 +477,7 @@ def kept_for_backward(model, pixels) -> int:
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_checkpointing_keeps_less_and_gives_the_same(method, backbone, use_reentrant, video_model, clip_pixels):
-    if method != "m_adapter":  # whose frozen model runs without a graph: nothing to checkpoint, and torch says so
+    if method not in BRANCHES:  # whose frozen model runs without a graph: nothing to checkpoint, and torch says so
         warnings.filterwarnings("error", "None of the inputs have requires_grad")
     model = adapt(video_model(backbone), method).train()
     torch.manual_seed(4)  # dropout and drop path are the same in both runs, and when a block runs again

@@ -20,13 +20,16 @@ from transformers import (
 
 from hf_i2v import (
     AIMConfig,
+    AttentiveProbeConfig,
     ComposedConfig,
+    Frame2FreqConfig,
     I2VForVideoClassification,
     InTIConfig,
     LinearAdapterConfig,
     MAdapterConfig,
     STAdapterConfig,
     STDHAConfig,
+    STEPConfig,
     ZeroI2VConfig,
 )
 from hf_i2v.backbones import grid_side
@@ -41,6 +44,11 @@ METHODS = {
     "aim_ssv2": lambda: AIMConfig(**T, temporal_adapter_in=True, adapter_scale=1.0),
     "inti": lambda: InTIConfig(**T, insert_before=[1]),
     "m_adapter": lambda: MAdapterConfig(**T),
+    "attentive_probe": lambda: AttentiveProbeConfig(**T, num_blocks=1),
+    "step": lambda: STEPConfig(**T),
+    "frame2freq": lambda: Frame2FreqConfig(**T, adapter_width=8),
+    "frame2freq_ssv2": lambda: Frame2FreqConfig(**T, adapter_width=8, adapter_sites=["before", "between"]),
+    "frame2freq+aim": lambda: Frame2FreqConfig(**T, adapter_width=8) + AIMConfig(),
     "st_adapter+inti": lambda: STAdapterConfig(**T, adapter_width=8) + InTIConfig(),
     "zeroi2v+inti": lambda: ZeroI2VConfig(**T) + InTIConfig(),
     "aim+inti": lambda: AIMConfig(**T) + InTIConfig(insert_before=[0, 2], context_width=8),
@@ -161,6 +169,8 @@ def test_stdha_and_linear_adapters_composed_are_zeroi2v(clip_pixels):
     [
         (lambda: AIMConfig() + AIMConfig(), "aim twice"),
         (lambda: MAdapterConfig() + STAdapterConfig(), "unchanged frozen model"),
+        (lambda: Frame2FreqConfig() + AttentiveProbeConfig(), "Attentive probe reads an unchanged"),
+        (lambda: STEPConfig() + InTIConfig(), "STEP reads an unchanged"),
         (lambda: ZeroI2VConfig() + STDHAConfig(), "zeroi2v already has stdha in it"),
         (lambda: ComposedConfig(methods=[AIMConfig(), InTIConfig()], layers_to_transform=[0]), "each method.s own"),
         (lambda: AIMConfig(num_frames=4) + InTIConfig(num_frames=8), r"disagree on num_frames: \[4, 8\]"),
@@ -190,6 +200,15 @@ def test_a_foreign_configuration_cannot_be_added():
         (lambda: AIMConfig(num_frames=4, drop_path=1.0), "drop_path"),
         (lambda: AIMConfig(num_frames=4, pooling="max"), "pooling 'max'"),
         (lambda: MAdapterConfig(num_frames=4, levels=[2, 1]), "ascending"),
+        (lambda: AttentiveProbeConfig(num_frames=4, num_heads=5), r"num_heads \(5\) .* width 32, as 4"),
+        (lambda: AttentiveProbeConfig(num_frames=4, num_blocks=-1), "num_blocks"),
+        (lambda: STEPConfig(num_frames=4, layers_to_transform=[1]), "leave out layers_to_transform"),
+        (lambda: Frame2FreqConfig(num_frames=6), r"num_frames \(6\) cannot be cut into 4 windows"),
+        (lambda: Frame2FreqConfig(num_frames=4) + InTIConfig(), r"num_frames \(2\) cannot be cut"),
+        (lambda: Frame2FreqConfig(num_frames=4, adapter_width=7), "even"),
+        (lambda: Frame2FreqConfig(num_frames=4, adapter_sites=["mlp_in"]), "adapter_sites"),
+        (lambda: Frame2FreqConfig(num_frames=4, kernel_size=2), "odd"),
+        (lambda: Frame2FreqConfig(num_frames=4, window_divisors=[]), "window_divisors"),
     ],
 )
 def test_bad_values_name_what_is_allowed(config, message):

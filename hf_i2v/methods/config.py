@@ -13,6 +13,7 @@ from ..adapter_card import open_card_with_loading
 from ..backbones import Backbone
 from ..peft_type import register_peft_type
 from ..trained_on import shape_of, weights_sample
+from .branch import Branch
 from .site import SiteModule, check_site
 
 POOLINGS = ("after_norm", "before_norm")
@@ -158,7 +159,7 @@ class I2VTunerConfig(PeftConfig):
                     check_site(site, module, part.method_name)
                     yield site, part.method_name, module
 
-    def branch_module(self, backbone: Backbone) -> nn.Module | None:
+    def branch_module(self, backbone: Backbone) -> Branch | None:
         """A new side branch over the whole backbone, for a method that has one."""
         return None
 
