@@ -14,6 +14,7 @@ On disk: `cache.json`, which says what the cache was made of and with, and files
 and renamed, so that a file is whole. A build that was broken off goes on where it stopped; several processes share it.
 """
 
+import copy
 import json
 import os
 from collections import OrderedDict
@@ -68,6 +69,7 @@ class FeatureCache(Dataset):
         self.dataset, self.normalize = getattr(clips, "dataset", None), None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
         self._open: OrderedDict[str, tuple] = OrderedDict()
+        self._indices = range(layout.num_clips)
 
     @classmethod
     def build(
@@ -113,7 +115,19 @@ class FeatureCache(Dataset):
         return cls(folder, model, clips)
 
     def __len__(self) -> int:
-        return self.layout.num_clips
+        return len(self._indices)
+
+    def part(self, indices: Sequence[int]) -> "FeatureCache":
+        """Only these clips of the cache."""
+        part = copy.copy(self)
+        part._indices, part._open = [self._indices[index] for index in indices], OrderedDict()
+        return part
+
+    def labels(self) -> list:
+        """The labels of all clips, in their first view."""
+        places = (divmod(index, self.layout.records_per_file) for index in self._indices)
+        per_file = self.layout.records_per_file
+        return [self._file(self.layout.name(0, file * per_file))[1]["labels"][place] for file, place in places]
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch whose views `cache[index]` gives."""
@@ -129,7 +143,7 @@ class FeatureCache(Dataset):
             VideoDecodeError: the video could not be read when the cache was made.
             StaleCacheError: the record is damaged.
         """
-        index = range(len(self))[index]
+        index = self._indices[index]
         view = (epoch + index) % self.layout.views
         name = self.layout.name(view, index)
         file, facts = self._file(name)
@@ -150,6 +164,7 @@ class FeatureCache(Dataset):
 
     def name(self, index: int) -> str:
         """What to call clip `index` in messages."""
+        index = self._indices[index]
         return self.clips.name(index) if hasattr(self.clips, "name") else f"clip {index}"
 
     def _file(self, name: str) -> tuple:

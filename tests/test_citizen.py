@@ -28,13 +28,7 @@ OPTIONS = {
 }
 BRANCHES = ("m_adapter", "attentive_probe", "step")  # beside a frozen model that runs without a graph
 MERGEABLE = ("zeroi2v", "stdha", "linear_adapter")
-BLOCKS_WITH_WEIGHTS = (
-    "zeroi2v",
-    "linear_adapter",
-    "st_adapter",
-    "aim",
-    "frame2freq",
-)  # methods with weights in every block
+BLOCKS_WITH_WEIGHTS = ("zeroi2v", "linear_adapter", "st_adapter", "aim", "frame2freq")  # in every block
 LABELS = {0: "jump", 1: "run", 2: "sit"}
 
 every = pytest.mark.parametrize("backbone", BACKBONES)

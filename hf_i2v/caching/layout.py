@@ -1,4 +1,4 @@
-"""How a cache lies on disk: `cache.json` and files of records, which are written beside and renamed, so they are whole."""
+"""How a cache lies on disk: `cache.json` and files of records, written beside and renamed: each is whole."""
 
 import json
 import os
