@@ -29,7 +29,8 @@ from torch.utils.data import Dataset, default_collate
 from .caching.build import Builder
 from .caching.layout import BATCH_DIMS, CacheLimitError, StaleCacheError, checksum, read_index
 from .caching.part import fingerprints
-from .data.decode import VideoDecodeError
+from .data.media import VideoDecodeError
+from .data.transforms import ClipTransform
 from .methods.branch import FrozenFeatures
 
 __all__ = ["CacheLimitError", "FeatureCache", "StaleCacheError", "collate_features"]
@@ -66,7 +67,8 @@ class FeatureCache(Dataset):
         self.clips = clips
         # what a ClipLoader asks of clips
         self.train, self.seed = getattr(clips, "train", False), getattr(clips, "seed", 0)
-        self.dataset, self.normalize = getattr(clips, "dataset", None), None
+        self.dataset, self.limits = getattr(clips, "dataset", None), getattr(clips, "limits", None)
+        self.transform = ClipTransform()
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
         self._open: OrderedDict[str, tuple] = OrderedDict()
         self._indices = range(layout.num_clips)
@@ -121,6 +123,8 @@ class FeatureCache(Dataset):
         """Only these clips of the cache."""
         part = copy.copy(self)
         part._indices, part._open = [self._indices[index] for index in indices], OrderedDict()
+        if hasattr(part.dataset, "select"):
+            part.dataset = part.dataset.select(indices)
         return part
 
     def labels(self) -> list:

@@ -1,8 +1,8 @@
 """Many heads at once: a probe with several learning rates and weight decays, trained in one pass over a feature cache.
 
 As in V-JEPA 2's evaluation (20 heads: 5 learning rates × 4 weight decays, cosine to zero, no warm-up). The heads share
-every batch, and their weights are stacked, so that one call computes all of them. The best is chosen on a part of the
-training data, which none of them trains on; never on the validation set.
+every batch; their weights are stacked, so that classifiers and optimiser work on all of them at once. The best is
+chosen on a part of the training data, which none of them trains on; never on the validation set.
 """
 
 import csv
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from .backbones import find_backbone, without_peft
-from .data.datasets import seeded_generator
 from .data.loader import ClipLoader
+from .data.order import seeded_generator
 from .feature_cache import FeatureCache
 from .methods.branch import Branch, FrozenFeatures
 
@@ -81,11 +81,6 @@ class Head(nn.Module):
             classifier = trained[classifier.active_adapters[0]]
         return cls(backbone.working_branch(), video_model.dropout, without_peft(classifier))
 
-    def forward(self, levels: torch.Tensor | None, feature_BD: torch.Tensor) -> torch.Tensor:
-        if self.branch is not None:
-            feature_BD = self.branch(levels, feature_BD)
-        return self.classifier(self.dropout(feature_BD.to(self.classifier.weight.dtype)))
-
 
 class StackedHeads(nn.Module):
     """Copies of a head with weights of their own, each trained by AdamW with its own setting."""
@@ -109,11 +104,22 @@ class StackedHeads(nn.Module):
         levels = None if features.levels is None else features.levels.to(dtype)
         self.head.train(self.training)
 
-        def one(weights: dict[str, torch.Tensor]) -> torch.Tensor:
-            return functional_call(self.head, weights, (levels, features.feature.to(dtype)))
-
-        weights = dict(zip(self.names, self.stacked, strict=True))
-        return vmap(one, randomness="different")(weights)
+        feature_BD = features.feature.to(dtype)
+        stacked = dict(zip(self.names, self.stacked, strict=True))
+        if self.head.branch is None:
+            feature_KBD = feature_BD.expand(len(self.settings), -1, -1)
+        else:
+            branches = [name for name in self.names if name.startswith("branch.")]
+            per_head = zip(*(stacked[name].unbind() for name in branches), strict=True)
+            names = [name.removeprefix("branch.") for name in branches]
+            feature_KBD = torch.stack(
+                [
+                    functional_call(self.head.branch, dict(zip(names, weights, strict=True)), (levels, feature_BD))
+                    for weights in per_head
+                ]
+            )
+        bias_K1L = stacked["classifier.bias"][:, None]
+        return torch.baddbmm(bias_K1L, self.head.dropout(feature_KBD), stacked["classifier.weight"].mT)
 
     @torch.no_grad()
     def step(self, scale: float = 1.0) -> None:

@@ -24,7 +24,7 @@ OPTIONS = {
     "st_adapter": {"adapter_width": 8},
     "inti": {"insert_before": [1]},
     "attentive_probe": {"num_blocks": 1},
-    "frame2freq": {"adapter_width": 8},
+    "frame2freq": {"adapter_width": 8, "window_divisors": [1, 2]},
 }
 BRANCHES = ("m_adapter", "attentive_probe", "step")  # beside a frozen model that runs without a graph
 MERGEABLE = ("zeroi2v", "stdha", "linear_adapter")
@@ -520,7 +520,8 @@ def test_stdha_keeps_the_kernel(kernel, backbone, video_model, clip_pixels):
     expected = adapt(video_model(backbone), "zeroi2v")(clip_pixels).logits
     model = adapt(video_model(backbone, attn_implementation=kernel), "zeroi2v")
     assert model.base_model.model.config._attn_implementation == kernel
-    with torch.no_grad():
+    # transformers compiles flex_attention, to C++ here; run without that it is the same function
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         torch.testing.assert_close(model(clip_pixels).logits, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -536,7 +537,7 @@ def test_other_numbers_of_frames(method, video_model, clip_pixels, monkeypatch):
             assert torch.isfinite(model(pixels).logits).all()
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(clip_pixels[:, :2]).logits, model(clip_pixels[:, :2]).logits)
-    lengths = ["8 frames", "2 frames"] if METHODS[method].uses_temporal_embedding else []
+    lengths = ["8 frames", "2 frames"] if METHODS[method].uses_temporal_embedding or method == "step" else []
     assert len(told) == len(lengths)
     assert all("interpolated linearly" in text and new in text for text, new in zip(told, lengths, strict=True))
 

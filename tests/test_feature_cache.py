@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -24,7 +25,8 @@ from hf_i2v import (
 )
 from hf_i2v.caching import layout
 from hf_i2v.data import ClipLoader
-from hf_i2v.data.decode import VideoDecodeError
+from hf_i2v.data.media import ReadLimits, VideoDecodeError
+from hf_i2v.data.transforms import ClipTransform
 from hf_i2v.feature_cache import CacheLimitError, FeatureCache, StaleCacheError, collate_features
 
 LAST = {"layers_to_transform": [1, 2]}
@@ -39,6 +41,11 @@ TRAINED = {  # what is trained, and what is kept
     "inti": (lambda: InTIConfig(insert_before=[2]), "block 2"),
     "lora": (lambda: LoraConfig(target_modules=r".*layers\.2.*q_proj"), "block 2"),
 }
+
+
+VIDEOS = datasets.Dataset.from_dict(
+    {"video": [{"path": f"{i}.mp4", "bytes": None} for i in range(6)], "label": [i % 3 for i in range(6)]}
+)
 
 
 class Clips(Dataset):
@@ -63,8 +70,8 @@ class Clips(Dataset):
 class TrainingClips(Clips):
     """Six videos, with another clip in each epoch, as `VideoClips`; one of them cannot be read."""
 
-    train, seed, normalize, bad = True, 0, None, 4
-    dataset = SimpleNamespace(column_names=["video", "label"], __getitem__=None)
+    train, seed, limits, transform, bad = True, 0, ReadLimits(), ClipTransform(), 4
+    dataset = VIDEOS
 
     def clip(self, index, *, epoch, normalize=True):
         if index == self.bad:
@@ -77,13 +84,6 @@ class TrainingClips(Clips):
 
     def name(self, index):
         return f"video {index}"
-
-
-class Rows(list):
-    column_names = ("video", "label")
-
-
-TrainingClips.dataset = Rows({"label": index % 3} for index in range(6))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..backbones import find_backbone
-from ..data.decode import VideoDecodeError
+from ..data.media import VideoDecodeError
 from ..methods.branch import FrozenFeatures
 from .layout import BATCH_DIMS, INDEX, CacheLimitError, Layout, StaleCacheError, checksum, read_index, write_whole
 from .part import cached_part, fingerprints

@@ -85,7 +85,7 @@ class CrossAttentionBlock(nn.Module):
         nn.init.trunc_normal_(self.query, std=INIT_STD)
 
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
-        q_BD = self.q(self.query).expand(len(x_BND), -1)
+        q_BD = self.q(self.query).expand(x_BND.shape[0], -1)  # a symbol in an exported graph, unlike len()
         y_BD = self.query + attend_once(q_BD, self.norm1(x_BND), self.k, self.v, self.num_heads)
         return y_BD + self.mlp(self.norm2(y_BD))
 

@@ -1,14 +1,14 @@
-"""M-adapter: a side branch that reads a frozen model's blocks and never sends a gradient into it.
+"""M-adapter: a side branch that reads the blocks of a frozen model, without a gradient into the model.
 
-Paper: M-adapter (CVIU 249:104150). Public is the plan: a parallel branch of hierarchically combined adapters over the
-frozen model's multi-level block outputs, each with a fusion and a temporal module. The inside is ours:
+Paper: M-adapter (CVIU 249:104150). Only the outline is public: a parallel branch of hierarchically combined adapters
+over the frozen model's multi-level block outputs, each with a fusion and a temporal module. The inside is ours:
 
     u_l = W_l LN(x_l)                                    x_l: output of block l, 2×2 patches averaged, no gradient
     f_l = h_{l-1} + σ(G_l [h_{l-1}; u_l]) ⊙ (u_l − h_{l-1})      fusion: a learned gate; h_0 = u_1
     h_l = f_l + dwconv_T(LN f_l);  h_l ← h_l + MLP(LN h_l)       temporal module: depth-wise over time, then the MLP
 
-and the clip feature gets W mean(LN h_L) added, with W zero at the start. Because x_l never changes, the frozen part
-can run once per clip and be read from a cache ever after (`hf_i2v.feature_cache`).
+and W mean(LN h_L) is added to the clip feature, with W zero at the start. Because x_l never changes, the frozen part
+can run once per clip and be read from a cache afterwards (`hf_i2v.feature_cache`).
 """
 
 from dataclasses import dataclass, field
@@ -137,7 +137,7 @@ class MAdapterConfig(I2VTunerConfig):
             self.branch_width = {768: 320, 1024: 512}.get(backbone.hidden_size, max(8, backbone.hidden_size // 2))
 
     def adapts(self, layer: int) -> bool:
-        return False  # it reads the blocks and leaves them alone
+        return False  # it reads the blocks and changes none
 
     def branch_module(self, backbone: Backbone) -> Branch:
         return MAdapterBranch(self, backbone.hidden_size, backbone.num_prefix_tokens)

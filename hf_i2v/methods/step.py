@@ -41,7 +41,7 @@ class STEPBranch(LastTokensBranch):
         x_BTPD = levels_LBTPD[0].to(self.cls.dtype)
         position_TD = over_frames(self.position, x_BTPD.shape[1])
         x_BND = (x_BTPD + position_TD[:, None]).flatten(1, 2)
-        z_BND = self.norm(torch.cat((self.cls.expand(len(x_BND), 1, -1), x_BND), dim=1))
+        z_BND = self.norm(torch.cat((self.cls.expand(x_BND.shape[0], 1, -1), x_BND), dim=1))
         y_BD = attend_once(self.q(z_BND[:, 0]), z_BND, self.k, self.v, self.num_heads)
         return (self.cls + self.out(y_BD)).to(feature_BD.dtype)
 
