@@ -2,8 +2,9 @@
 
     python benchmarks/backbones.py      # writes docs/backbones.md; seconds, on tiny models
 
-Each model is of transformers' own class, built from a tiny configuration, adapted with AIM (which acts before, in and
-after the attention and beside the MLP) and run on one clip. What is refused is refused before the model is changed; the reason is the message's.
+Each model is of transformers' own class, built from a tiny configuration, adapted with AIM (which acts before, in
+and after the attention and beside the MLP) and run on one clip. What is refused is left unchanged; the reason is that
+of the message.
 """
 
 import re
@@ -80,8 +81,8 @@ def table() -> str:
     lines = [
         "# Image backbones",
         "",
-        "A backbone is found by its structure, not by its name: pre-norm blocks with three projections for queries, keys",
-        "and values, a convolution that embeds patches, a final norm. What does not fit is refused and left unchanged.",
+        "A backbone is found by its structure, not by its name: pre-norm blocks with three projections for queries,",
+        "keys and values, a convolution that embeds patches, a final norm. What does not fit is refused.",
         f"transformers {transformers.__version__}, made by `python benchmarks/backbones.py`.",
         "",
         "| backbone | class | works | otherwise why not; notes |",

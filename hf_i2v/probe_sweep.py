@@ -25,8 +25,7 @@ from .data.order import seeded_generator
 from .feature_cache import FeatureCache
 from .methods.branch import Branch, FrozenFeatures
 
-LEARNING_RATES = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)  # V-JEPA 2's
-WEIGHT_DECAYS = (0.01, 0.1, 0.4, 0.8)
+VJEPA2 = "0.005,0.003,0.001,0.0003,0.0001x0.01,0.1,0.4,0.8"  # the 20 pairs of its evaluation
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,19 @@ class Result(Setting):
     best: bool
 
 
-def settings(
-    learning_rates: Sequence[float] = LEARNING_RATES, weight_decays: Sequence[float] = WEIGHT_DECAYS
-) -> list[Setting]:
-    """All pairs of them."""
-    return [Setting(rate, decay) for decay, rate in itertools.product(weight_decays, learning_rates)]
+def sweep_settings(text: str = VJEPA2) -> list[Setting]:
+    """All pairs of learning rates and weight decays, from "1e-3,1e-4x0.01,0.1".
+
+    Raises:
+        ValueError: no such text, or a number that is negative.
+    """
+    try:
+        rates, decays = ([float(number) for number in part.split(",")] for part in text.split("x"))
+    except ValueError as error:
+        raise ValueError(f"{text!r} must be RATE,RATE,…xDECAY,DECAY,… such as {VJEPA2}") from error
+    if not min(rates) > 0 or not min(decays) >= 0:
+        raise ValueError(f"{text!r}: learning rates must be > 0 and weight decays >= 0")
+    return [Setting(rate, decay) for decay, rate in itertools.product(decays, rates)]
 
 
 class Head(nn.Module):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from hf_i2v import AttentiveProbeConfig, I2VForVideoClassification, MAdapterConfig, STAdapterConfig, STEPConfig
 from hf_i2v.data.media import ReadLimits
 from hf_i2v.feature_cache import FeatureCache
-from hf_i2v.probe_sweep import Head, Setting, StackedHeads, _losses, probe_sweep, settings, split, write_table
+from hf_i2v.probe_sweep import Head, Setting, StackedHeads, _losses, probe_sweep, split, sweep_settings, write_table
 
 VIDEOS = datasets.Dataset.from_dict(
     {"video": [{"path": f"{i}.mp4", "bytes": None} for i in range(12)], "label": [i % 2 for i in range(12)]}
@@ -122,5 +122,9 @@ def test_what_cannot_be_swept_is_refused(make_model, tmp_path):
 
 
 def test_the_twenty_heads_of_vjepa2():
-    heads = settings()
+    heads = sweep_settings()
     assert len(heads) == len(set(heads)) == 20 and heads[0] == Setting(5e-3, 0.01)
+    assert sweep_settings("1e-3,0.1x0") == [Setting(1e-3, 0), Setting(0.1, 0)]
+    for text, message in (("1e-3", "must be RATE"), ("1x2x3", "must be RATE"), ("0x0.1", "rates must be > 0")):
+        with pytest.raises(ValueError, match=message):
+            sweep_settings(text)

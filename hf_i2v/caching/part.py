@@ -76,5 +76,7 @@ def _frozen_weights(backbone: Backbone) -> str:
             plain = weight.detach() if type(weight.data) is torch.Tensor else weight.detach().float()
             digest.update(plain.cpu().contiguous().flatten().view(torch.uint8).numpy())
     offsets = [list(block.working_time_offsets()) for block in backbone.blocks.values()]
-    how = [offsets, model.working_pooling(), model.baked_methods]
+    kind = next(model.parameters()).device.type
+    autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+    how = [offsets, model.working_pooling(), model.baked_methods, autocast]
     return hashlib.sha256(digest.digest() + json.dumps(how).encode()).hexdigest()
