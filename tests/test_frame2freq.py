@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from hf_i2v import Frame2FreqConfig, STAdapterConfig
-from hf_i2v.counting import count_parameters
+from hf_i2v.counting import count_macs, count_parameters
 from hf_i2v.methods.frame2freq import FrequencyConv, real_fourier_matrices
 
 
@@ -57,14 +57,15 @@ def test_fresh_it_is_the_image_model(sites, clip_pixels):
     torch.testing.assert_close(get_peft_model(image_model, config)(clip_pixels).pooler_output, expected_BD)
 
 
-def test_it_has_the_parameters_of_st_adapter():
+def test_it_has_the_parameters_and_nearly_the_cost_of_st_adapter():
     size = {"hidden_size": 768, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 12}
-    trained = {}
+    trained, macs = {}, {}
     for config in (Frame2FreqConfig(num_frames=8), STAdapterConfig(num_frames=8)):
         with torch.device("meta"):
-            trained[config.method_name] = count_parameters(
-                get_peft_model(CLIPVisionModel(CLIPVisionConfig(**size)), config)
-            )[1]
+            model = get_peft_model(CLIPVisionModel(CLIPVisionConfig(**size)), config)
+        trained[config.method_name] = count_parameters(model)[1]
+        macs[config.method_name] = count_macs(model, (1, 8, 3, 224, 224))
+    assert macs["frame2freq"] == pytest.approx(macs["st_adapter"], rel=0.02)
     assert trained["frame2freq"] == pytest.approx(trained["st_adapter"], rel=0.002)
 
 

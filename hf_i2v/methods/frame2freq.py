@@ -9,10 +9,12 @@ split in half by channels:
 The convolution along frequency is depth-wise and the same for all windows. Ours: real and imaginary parts are channels
 with weights of their own; convolutions are zero at the start, so that the adapter begins as the identity; patch tokens
 only, CLS and register tokens pass by. The transform is computed in float32 as a product with a small matrix: windows
-have a few frames, and such a product exports everywhere.
+have a few frames, and such a product exports everywhere. (The authors' code reshapes the spectrum without moving its
+axes, so that its convolution is not along frequency; this is the equation of the text.)
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -62,7 +64,8 @@ class FrequencyConv(nn.Module):
                 f"Frame2Freq cuts clips into {broken[0]} windows, but the clip has {T} frames at its place. Use a "
                 f"multiple of {math.lcm(*self.divisors)} frames."
             )
-        with torch.autocast(x_BTNR.device.type, enabled=False):
+        # the meta device, on which costs are counted, has no autocast
+        with nullcontext() if x_BTNR.is_meta else torch.autocast(x_BTNR.device.type, enabled=False):
             x = x_BTNR.float()
             return sum(self.convolved(x, T // divisor) for divisor in self.divisors).div(len(self.divisors))
 
