@@ -111,7 +111,7 @@ class I2VTunerConfig(PeftConfig):
             self.trained_on["video_model"] = self._video_config.rebuilding_facts()
         return super().to_dict()
 
-    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str, **kwargs: object) -> None:
         """As in peft. The folder's README.md then opens with how to load the adapter."""
         super().save_pretrained(save_directory, **kwargs)
         open_card_with_loading(save_directory, self)
