@@ -35,6 +35,11 @@ class I2VPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """peft asks for it under this name, of which transformers' own warns."""
+        return self.is_activation_checkpointing
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, use_safetensors: bool = True, **kwargs: Any

@@ -204,9 +204,10 @@ class Preprocessing:
 
     def image_processor(self):
         """The same preprocessing as a transformers image processor for lists of frames, to be saved beside a model."""
-        from transformers import VideoMAEImageProcessor
+        # not VideoMAEImageProcessor, which warns where torchvision is missing; the saved file names that one
+        from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
-        return VideoMAEImageProcessor(**self._processor_arguments())
+        return VideoMAEImageProcessorPil(**self._processor_arguments())
 
     def save_processors(self, folder: str | os.PathLike, *, num_frames: int) -> None:
         """Save an image processor, for any machine, and a video processor, for those that have torchvision.
