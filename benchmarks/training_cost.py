@@ -88,7 +88,7 @@ def main() -> None:
         1:
     ]
     lines = [
-        "| method | activations MiB | gradients and moments MiB | both, of full fine-tuning | time of a step, of full |",
+        "| method | activations MiB | gradients, moments MiB | both, of full fine-tuning | time of a step, of full |",
         "|---|---|---|---|---|",
     ]
     kept = {name: memory(method) for name, method in METHODS.items()}
@@ -100,9 +100,9 @@ def main() -> None:
         )
     lines += [
         "",
-        "Made by `python benchmarks/training_cost.py`. Memory: ViT-B/16, 224², 8 frames, one clip, float32, counted; frozen "
-        f"weights are not in it. Time: DINOv2-small's size at 70 px, {args.batch_size} clips of 8 frames, one CPU thread, "
-        f"median of {args.rounds} rounds. From a cache, see `from_cache.csv`.",
+        "Made by `python benchmarks/training_cost.py`. Memory: ViT-B/16, 224², 8 frames, one clip, float32, counted; "
+        "frozen weights are not in it. Time: DINOv2-small's size at 70 px, one CPU thread, "
+        f"{args.batch_size} clips of 8 frames, median of {args.rounds} rounds. From a cache, see `from_cache.csv`.",
     ]
     text = "\n".join(lines) + "\n"
     Path(__file__).with_suffix(".md").write_text(text)

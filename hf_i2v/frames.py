@@ -4,6 +4,7 @@ Legend for shapes in this package: `B` clip, `T` frame, `N` token of a frame, `D
 `R` bottleneck, `M = B·T` frame of the batch; pixels are `C`, `h`, `w`.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -81,8 +82,11 @@ def continue_with(num_frames: int) -> None:
 
 
 @contextmanager
-def working_on(num_frames: int, pooling: str, prefix_only: bool = False, passage: Passage | None = None):
-    """Everything called inside works on clips of `num_frames` frames, to be pooled in that way."""
+def working_on(
+    num_frames: int, pooling: str, prefix_only: bool = False, passage: Passage | None = None
+) -> Iterator[None]:
+    """Set the number of frames, the pooling, whether only prefix tokens are read, and the passage, for everything
+    called inside."""
     token = _in_flight.set(InFlight(num_frames, pooling, prefix_only, passage))
     try:
         yield
