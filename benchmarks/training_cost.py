@@ -17,37 +17,14 @@ from peft import get_peft_model
 from torch import nn
 from transformers import CLIPVisionConfig, Dinov2Config
 
-from hf_i2v import (
-    AIMConfig,
-    AttentiveProbeConfig,
-    Frame2FreqConfig,
-    I2VConfig,
-    I2VForVideoClassification,
-    InTIConfig,
-    LinearAdapterConfig,
-    MAdapterConfig,
-    STAdapterConfig,
-    STDHAConfig,
-    STEPConfig,
-    ZeroI2VConfig,
-)
+from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
 from hf_i2v.counting import activation_bytes, count_parameters
 
-LAST = [9, 10, 11]
-METHODS = {
+TRAINED = {
     "full fine-tuning": "full",
     "linear probe": None,
-    "STDHA": STDHAConfig,
-    "STEP": STEPConfig,
-    "attentive probe, 3+1 blocks": AttentiveProbeConfig,
-    "M-adapter": MAdapterConfig,
-    "linear adapter": LinearAdapterConfig,
-    "ZeroI2V": ZeroI2VConfig,
-    "ST-Adapter": STAdapterConfig,
-    "ST-Adapter, last 3 of 12": lambda: STAdapterConfig(layers_to_transform=LAST),
-    "Frame2Freq": Frame2FreqConfig,
-    "AIM": AIMConfig,
-    "InTI": InTIConfig,
+    **{config.title: config for config in METHODS.values()},
+    "ST-Adapter, last 3 of 12": lambda: METHODS["st_adapter"](layers_to_transform=[9, 10, 11]),
 }
 B16 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 
@@ -82,7 +59,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     small = Dinov2Config(hidden_size=384, num_attention_heads=6, patch_size=14, image_size=70)
-    models = {name: video_model(small, method) for name, method in METHODS.items()}
+    models = {name: video_model(small, method) for name, method in TRAINED.items()}
     pixels = torch.randn(args.batch_size, 8, 3, 70, 70)
     rounds = [{name: step_seconds(model, pixels) for name, model in models.items()} for _ in range(1 + args.rounds)][
         1:
@@ -91,7 +68,7 @@ def main() -> None:
         "| method | activations MiB | gradients, moments MiB | both, of full fine-tuning | time of a step, of full |",
         "|---|---|---|---|---|",
     ]
-    kept = {name: memory(method) for name, method in METHODS.items()}
+    kept = {name: memory(method) for name, method in TRAINED.items()}
     whole = sum(kept["full fine-tuning"])
     for name, (activations, optimiser) in kept.items():
         ratio = statistics.median(times[name] / times["full fine-tuning"] for times in rounds)

@@ -32,7 +32,12 @@ from hf_i2v.options import tuner_config
 PAGE = Path(__file__).with_name("abilities.md")
 FRAMES, LABELS = 4, 3
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "image_size": 16, "patch_size": 8}
-SMALL = {"adapter_width": 8, "branch_width": 8, "context_width": 8}  # narrower than the defaults, only for speed
+SMALL = {
+    "adapter_width": 8,
+    "branch_width": 8,
+    "context_width": 8,
+    "window_divisors": [1, 2],
+}  # narrower than the defaults, only for speed
 LIBRARIES = {"8-bit": "bitsandbytes", "4-bit": "bitsandbytes", "int8": "torchao"}
 
 

@@ -187,7 +187,7 @@ class VideoBackbone(Swapped):
         feature_MD = frame_feature(outputs, has_cls=self.num_prefix_tokens > 0)
         levels = None
         if branch is not None:
-            levels_LMPD = self._read(branch, passage, outputs.last_hidden_state)
+            levels_LMPD = self._read(branch, passage)
             levels = levels_LMPD.unflatten(1, (num_clips, -1))
         values = {
             key: tuple(None if x is None else unfold(x, num_clips) for x in value)
@@ -206,7 +206,7 @@ class VideoBackbone(Swapped):
         return super().forward(*args, **kwargs)
 
     @torch.no_grad()
-    def _read(self, branch: Branch, passage: Passage, last_MND: torch.Tensor) -> torch.Tensor:
+    def _read(self, branch: Branch, passage: Passage) -> torch.Tensor:
         """What a branch reads of its levels, (L, M, P, D)."""
         read = []
         for level in branch.levels:
@@ -214,8 +214,6 @@ class VideoBackbone(Swapped):
             if branch.reads_final_norm:
                 with working_on(1, "after_norm"):
                     x_MND = getattr(self, self.final_norm_name)(x_MND)
-            elif level + 1 == self.num_blocks:
-                x_MND = last_MND
             read.append(branch.read(x_MND))
         return torch.stack(read)
 
@@ -257,7 +255,6 @@ def to_video(backbone: Backbone) -> None:
     backbone.embeddings.register_parameter("temporal_embedding", None)
     swap_in(backbone.model, VideoBackbone)
     backbone.model.nested = backbone.name != ""
-    backbone.model.num_blocks = len(backbone.blocks)
     backbone.model.final_norm_name = backbone.final_norm_path.rpartition(".")[2]
     backbone.model.num_prefix_tokens = backbone.num_prefix_tokens
     TimeRecord(feature_reads_prefix=feature_reads_prefix).apply(backbone, num_frames=None)

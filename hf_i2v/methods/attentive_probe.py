@@ -205,57 +205,60 @@ class AttentiveProbeBranch(LastTokensBranch):
 
 
 @dataclass
-class AttentiveProbeConfig(I2VTunerConfig):
-    """Configuration of V-JEPA 2's attentive probe (arXiv 2506.09985).
+class ProbeConfig(I2VTunerConfig):
+    """What the configurations of probes share: a branch that reads the last block, and adapts none.
+
+    Args:
+        num_heads: of all attentions. Default: 16, or what divides the model's width and is nearest to it.
+    """
+
+    why_alone = "reads an unchanged frozen model, which the others change"
+    has_branch = True
+
+    num_heads: int | None = field(
+        default=None, metadata={"help": "Attention heads. None: 16, or the nearest that divides the width."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.layers_to_transform is not None:
+            raise ValueError(f"{self.title} reads the last block, and adapts none: leave out layers_to_transform.")
+
+    def resolve(self, backbone: Backbone) -> None:
+        super().resolve(backbone)
+        width = backbone.hidden_size
+        if self.num_heads is None:
+            self.num_heads = nearest_num_heads(16, width)
+        if self.num_heads < 1 or width % self.num_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must divide the model's width {width}, as "
+                f"{nearest_num_heads(self.num_heads, width)} does."
+            )
+
+    def adapts(self, layer: int) -> bool:
+        return False
+
+
+@dataclass
+class AttentiveProbeConfig(ProbeConfig):
+    """Configuration of V-JEPA 2's attentive probe (arXiv 2506.09985): that of `ProbeConfig`, and
 
     Args:
         num_blocks: self-attention blocks before the cross-attention; V-JEPA 2's evaluation has 3.
-        num_heads: of all attentions. Default: 16, or what divides the model's width and is nearest to it.
         mlp_ratio: hidden width of the MLPs over the model's width.
     """
 
     method_name = "attentive_probe"
     title = "Attentive probe"
     paper = "arXiv 2506.09985"
-    why_alone = "reads an unchanged frozen model, which the others change"
-    has_branch = True
 
     num_blocks: int = field(default=3, metadata={"help": "Self-attention blocks before the cross-attention."})
-    num_heads: int | None = field(
-        default=None, metadata={"help": "Attention heads. None: 16, or the nearest that divides the width."}
-    )
     mlp_ratio: float = field(default=4.0, metadata={"help": "Hidden width of the MLPs over the model's width."})
 
     def __post_init__(self):
         super().__post_init__()
-        if self.layers_to_transform is not None:
-            raise ValueError(f"{self.title} reads the last block, and adapts none: leave out layers_to_transform.")
         if self.num_blocks < 0 or not self.mlp_ratio > 0:
             raise ValueError(f"num_blocks ({self.num_blocks}) must be >= 0, and mlp_ratio ({self.mlp_ratio}) > 0")
 
-    def resolve(self, backbone: Backbone) -> None:
-        super().resolve(backbone)
-        self.num_heads = resolved_num_heads(self.num_heads, backbone)
-
-    def adapts(self, layer: int) -> bool:
-        return False
-
     def branch_module(self, backbone: Backbone) -> Branch:
         return AttentiveProbeBranch(self, backbone)
-
-
-def resolved_num_heads(num_heads: int | None, backbone: Backbone) -> int:
-    """16 or the nearest that divides the model's width, unless it is given.
-
-    Raises:
-        ValueError: the given number does not divide the width.
-    """
-    width = backbone.hidden_size
-    if num_heads is None:
-        return nearest_num_heads(16, width)
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(
-            f"num_heads ({num_heads}) must divide the model's width {width}, as {nearest_num_heads(num_heads, width)} "
-            "does."
-        )
-    return num_heads

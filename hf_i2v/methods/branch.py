@@ -29,8 +29,7 @@ class Branch(nn.Module):
 
     Attributes:
         levels: indices of the blocks whose outputs it reads.
-        reads_final_norm: whether all that it reads goes through the model's final norm. Without it, the last block is
-            read as transformers gives it in `last_hidden_state`, which some models normalise and some do not.
+        reads_final_norm: whether all that it reads goes through the model's final norm first.
         num_prefix_tokens: CLS and register tokens, which stand before the patches.
     """
 

@@ -9,16 +9,15 @@ queries from the CLS token alone, because nothing else is read:
 y is the clip feature, with 4 D² parameters where a transformer block has 12 D².
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ..backbones import Backbone
 from ..frames import over_frames
-from .attentive_probe import INIT_STD, LastTokensBranch, attend_once, resolved_num_heads
+from .attentive_probe import INIT_STD, LastTokensBranch, ProbeConfig, attend_once
 from .branch import Branch
-from .config import I2VTunerConfig
 
 
 class STEPBranch(LastTokensBranch):
@@ -47,34 +46,14 @@ class STEPBranch(LastTokensBranch):
 
 
 @dataclass
-class STEPConfig(I2VTunerConfig):
-    """Configuration of STEP (arXiv 2503.24298; the attention block's inside is ours, see the module's text).
-
-    Args:
-        num_heads: of the attention. Default: 16, or what divides the model's width and is nearest to it.
+class STEPConfig(ProbeConfig):
+    """Configuration of STEP (arXiv 2503.24298; the attention block's inside is ours, see the module's text): that of
+    `ProbeConfig`.
     """
 
     method_name = "step"
     title = "STEP"
     paper = "arXiv 2503.24298"
-    why_alone = "reads an unchanged frozen model, which the others change"
-    has_branch = True
-
-    num_heads: int | None = field(
-        default=None, metadata={"help": "Attention heads. None: 16, or the nearest that divides the width."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.layers_to_transform is not None:
-            raise ValueError("STEP reads the last block, and adapts none: leave out layers_to_transform.")
-
-    def resolve(self, backbone: Backbone) -> None:
-        super().resolve(backbone)
-        self.num_heads = resolved_num_heads(self.num_heads, backbone)
-
-    def adapts(self, layer: int) -> bool:
-        return False
 
     def branch_module(self, backbone: Backbone) -> Branch:
         return STEPBranch(self, backbone)
