@@ -271,7 +271,6 @@ def to_image(backbone: Backbone) -> None:
     for name in (
         "num_prefix_tokens",
         "nested",
-        "num_blocks",
         "final_norm_name",
         "feature_reads_prefix",
         "pooling",
