@@ -41,7 +41,7 @@ from transformers import AutoConfig, get_scheduler
 from transformers.integrations import unset_hf_deepspeed_config
 
 from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
-from hf_i2v.architectures import image_config
+from hf_i2v.architectures import video_config
 from hf_i2v.cards import CardFacts, dataset_fingerprint, write_card
 from hf_i2v.checkpoints import CheckpointFolder, configuration_differences, write_atomically
 from hf_i2v.configuration_i2v import hub_name
@@ -251,8 +251,7 @@ def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:
     }
     if args.dry_run:
         with torch.device("meta"):
-            config = I2VConfig(image_config=image_config(args.model_name_or_path), **options)
-            return attach_tuner(args, I2VForVideoClassification(config))
+            return attach_tuner(args, I2VForVideoClassification(video_config(args.model_name_or_path, **options)))
     # however it is stored: small steps of what is trained would be lost in half precision
     options["dtype"] = torch.float32
     name = args.model_name_or_path
@@ -686,8 +685,7 @@ def dry_run(args: argparse.Namespace) -> list[str]:
     if not args.num_labels:
         raise SystemExit("--dry_run needs --num_labels, the number of classes")
     model = build_model(args, [str(i) for i in range(args.num_labels)])
-    size = model.config.image_config.image_size
-    shape = (1, args.num_frames, 3, size, size)
+    shape = model.config.clip_shape()
     model_cost = cost(model, shape)
     head = sum(p.numel() for n, p in trained_parameters(model).items() if "classifier" in n)
     merged = merged_macs(model, shape) if isinstance(model, PeftModel) else None

@@ -1,5 +1,8 @@
 """A trained adapter from its folder alone: the model it was trained on is built again around it."""
 
+import json
+from pathlib import Path
+
 from peft import PeftConfig, PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import AutoConfig
@@ -11,6 +14,17 @@ from .methods.config import I2VTunerConfig, method_to_dict
 from .modeling_i2v import I2VForVideoClassification
 from .trained_on import has_other_weights
 from .untrusted import check_finite, check_method_sizes
+
+
+VIDEO_MODEL_NAME = "video_model.json"  # beside the adapters of other tuners of peft, which have no place for it
+
+
+def write_video_model(model: PeftModel, folder: str | Path) -> None:
+    """Note beside a saved adapter of another tuner of peft (LoRA) which video model it belongs to."""
+    base = model.get_base_model()
+    if isinstance(base, I2VForVideoClassification) and not isinstance(model.active_peft_config, I2VTunerConfig):
+        facts = base.config.rebuilding_facts()
+        (Path(folder) / VIDEO_MODEL_NAME).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 class AutoPeftModelForVideoClassification:
@@ -28,12 +42,15 @@ class AutoPeftModelForVideoClassification:
         config: PeftConfig | None = None,
         revision: str | None = None,
         low_cpu_mem_usage: bool = False,
+        base_model_name_or_path: str | None = None,
         **kwargs,
     ) -> PeftModel:
         """
         Args:
-            pretrained_model_name_or_path: folder or Hub repository of an adapter of hf_i2v.
-            config: in place of the saved configuration; set its `base_model_name_or_path` if the base has moved.
+            pretrained_model_name_or_path: folder or Hub repository of an adapter of hf_i2v; or of another tuner of
+                peft (LoRA) on a video model of hf_i2v, saved by the training script or with `hf_i2v.cards.write_card`.
+            config: in place of the saved configuration.
+            base_model_name_or_path: where the base is, if it has moved.
             kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `quantization_config`, …; also
                 `num_frames`, for clips of another length than in training), and for the download of both (`token`,
                 `cache_dir`, …).
@@ -44,13 +61,16 @@ class AutoPeftModelForVideoClassification:
         Raises:
             ValueError: not an adapter of hf_i2v, one without a classifier, or one whose base cannot be rebuilt as it
                 was; or a weight that is not finite.
-            OSError: there are no weights in safetensors.
+            OSError: there are no weights in safetensors, or no such base.
         """
         if config is None:
             config = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
-        base = _base_model(config, str(pretrained_model_name_or_path), kwargs)
-        of_base = {id(p) for p in base.parameters()}  # which were looked at when it was loaded
         where = hub_arguments(kwargs) | {"revision": revision}
+        if base_model_name_or_path is not None:
+            config.base_model_name_or_path = str(base_model_name_or_path)
+        of_the_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
+        base = _base_model(config, str(pretrained_model_name_or_path), where, of_the_base)
+        of_base = {id(p) for p in base.parameters()}  # which were looked at when it was loaded
         cached_file(pretrained_model_name_or_path, SAFETENSORS_WEIGHTS_NAME, **where)  # peft would read a pickle too
         kwargs.pop("num_frames", None)
         model = PeftModel.from_pretrained(
@@ -68,16 +88,25 @@ class AutoPeftModelForVideoClassification:
         return model
 
 
-def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoClassification:
-    if not isinstance(config, I2VTunerConfig):
+def _video_model(config: PeftConfig, adapter: str, where: dict) -> dict | None:
+    """What an adapter tells of its video model, `I2VConfig.rebuilding_facts`; None if it was another model."""
+    if isinstance(config, I2VTunerConfig):
+        for part in config.parts():
+            check_method_sizes(method_to_dict(part))
+        return (config.trained_on or {}).get("video_model")
+    path = cached_file(adapter, VIDEO_MODEL_NAME, _raise_exceptions_for_missing_entries=False, **where)
+    if path is None:
         raise ValueError(
-            f"{adapter} is a {config.peft_type.value} adapter, not one of hf_i2v, and does not say what its "
-            "video model was. Build that again (from_image_model(...), and with_stdha(...) if it shifted heads in "
-            "time) and load it with peft.PeftModel.from_pretrained(model, adapter)."
+            f"{adapter} is a {config.peft_type.value} adapter, not one of hf_i2v, and has no {VIDEO_MODEL_NAME} that "
+            "says what its video model was. Build that again (from_image_model(...), and with_stdha(...) if it shifted "
+            "heads in time), load it with peft.PeftModel.from_pretrained(model, adapter), and call "
+            "hf_i2v.cards.write_card(model, folder) to save the adapter with that file."
         )
-    for part in config.parts():
-        check_method_sizes(method_to_dict(part))
-    video = (config.trained_on or {}).get("video_model")
+    return json.loads(Path(path).read_text())
+
+
+def _base_model(config: PeftConfig, adapter: str, where: dict, kwargs: dict) -> I2VForVideoClassification:
+    video = _video_model(config, adapter, where)
     base = config.base_model_name_or_path
     if video is None:
         raise ValueError(
@@ -93,7 +122,13 @@ def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoCl
         kwargs = {**kwargs, "revision": config.revision}
     id2label = {int(i): name for i, name in video["id2label"].items()}
     labels = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
-    base_type = AutoConfig.from_pretrained(base, **hub_arguments(kwargs)).model_type
+    try:
+        base_type = AutoConfig.from_pretrained(base, **hub_arguments(kwargs)).model_type
+    except OSError as error:
+        raise OSError(
+            f"{adapter} was trained on {base!r}, which is not found here ({str(error).splitlines()[0]}). Say where it "
+            "is now: from_pretrained(adapter, base_model_name_or_path=…)."
+        ) from error
     if base_type == I2VForVideoClassification.config_class.model_type:
         model = I2VForVideoClassification.from_pretrained(base, ignore_mismatched_sizes=True, **labels, **kwargs)
         finished = video.get("pooling", model.config.pooling) != model.config.pooling
@@ -102,11 +137,11 @@ def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoCl
         model = I2VForVideoClassification.from_image_model(base, **labels, **{**options, **kwargs})
         finished = video["finished_in_memory"]
     backbone = find_backbone(model)
-    if finished or has_other_weights(config.trained_on, backbone.model):
+    if finished or has_other_weights(getattr(config, "trained_on", None) or {}, backbone.model):
         raise ValueError(
             f"{adapter} was trained on a model that had been changed in memory (finished by merging or baking, or "
-            f"trained): {base!r} has other weights. Save that model, and pass config= with its path as "
-            "base_model_name_or_path. To move the adapter to these weights all the same, use "
+            f"trained): {base!r} has other weights. Save that model, and pass its path as base_model_name_or_path=. "
+            "To move the adapter to these weights all the same, use "
             "peft.PeftModel.from_pretrained(model, adapter)."
         )
     model.config.time_offsets = video["time_offsets"]

@@ -81,8 +81,18 @@ class CardFacts:
 def write_card(
     model: nn.Module, folder: str | os.PathLike, facts: CardFacts | None = None, repo_id: str | None = None
 ):
-    """Write `README.md` for a model or adapter that is saved in `folder`. Arguments as in `create_card`."""
-    create_card(model, facts, repo_id).save(Path(folder) / "README.md")
+    """Write `README.md` for a model or adapter that is saved in `folder`. Arguments as in `create_card`.
+
+    For an adapter of another tuner of peft (LoRA) also what `AutoPeftModelForVideoClassification` needs of its video
+    model; and what was measured, in the form that the Hub's leaderboards read (`.eval_results/`).
+    """
+    folder = Path(folder)
+    create_card(model, facts, repo_id).save(folder / "README.md")
+    if isinstance(model, PeftModel):
+        write_video_model(model, folder)
+    for name, entries in eval_result_files(facts or CardFacts(), repo_id).items():
+        (folder / ".eval_results").mkdir(exist_ok=True)
+        (folder / ".eval_results" / name).write_text(yaml.safe_dump(entries, sort_keys=False))
 
 
 def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str | None = None) -> ModelCard:

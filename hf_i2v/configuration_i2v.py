@@ -70,6 +70,10 @@ class I2VConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         return self.image_config.hidden_size
 
+    def clip_shape(self, batch_size: int = 1) -> tuple[int, int, int, int, int]:
+        """The shape (B, T, C, h, w) of the pixels that the model works on."""
+        return (batch_size, self.num_frames, *image_shape(self.image_config, self.preprocessing))
+
     def validate_sizes(self):
         """A configuration from anywhere must not make a machine allocate, or loop, without end."""
         check_sizes(self)
@@ -114,10 +118,23 @@ class I2VConfig(PreTrainedConfig):
         }
 
 
+def image_shape(image_config: PreTrainedConfig, preprocessing: dict | None) -> tuple[int, int, int]:
+    """The shape (C, h, w) of the pictures that an image model works on: those that its preprocessing makes.
+
+    `image_config.image_size` is what the position embedding was made for, 518 in every published DINOv2 whose pictures
+    are of 224; it counts only where the preprocessing is unknown.
+    """
+    config = getattr(image_config, "vision_config", image_config)
+    size = preprocessing["size"] if preprocessing else config.image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return getattr(config, "num_channels", 3), height, width
+
+
 def check_is_video_model(name: str, wanted: str, kwargs: dict) -> None:
     """Raise ValueError, with the call that was meant, where an adapter or an image model lies."""
-    if os.path.isfile(os.path.join(name, "adapter_config.json")) and not os.path.isfile(
-        os.path.join(name, "config.json")
+    folder = os.path.join(name, kwargs.get("subfolder") or "")
+    if os.path.isfile(os.path.join(folder, "adapter_config.json")) and not os.path.isfile(
+        os.path.join(folder, "config.json")
     ):
         raise ValueError(
             f"{name} holds an adapter, not a {wanted}. Load it with "
@@ -134,7 +151,20 @@ def check_is_video_model(name: str, wanted: str, kwargs: dict) -> None:
 
 def hub_arguments(kwargs: dict) -> dict:
     """Those of a `from_pretrained`'s arguments that say where a file comes from, for what else is read there."""
-    return {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+    names = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+    return {key: kwargs[key] for key in names if key in kwargs}
+
+
+def video_arguments(kwargs: dict) -> dict:
+    """Those of `from_image_model`'s further arguments that are for the video model's configuration; the others are for
+    the image model."""
+    own = {field.name for field in fields(I2VConfig)} - {"image_config", "dtype"} | {"output_attentions"}
+    return {key: value for key, value in kwargs.items() if key in own}
+
+
+def lasting_name(name: str | os.PathLike) -> str:
+    """A name on the Hub as it is, a folder with its whole path: an adapter's base is then found from anywhere."""
+    return os.path.abspath(name) if os.path.isdir(name) else str(name)
 
 
 def hub_name(name: str | None) -> str | None:

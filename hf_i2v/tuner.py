@@ -91,9 +91,38 @@ class I2VTuner(BaseTuner):
             )
         return nullcontext()
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """As in peft: to float32, or to the model's dtype."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            for name, parameter in self.model.named_parameters():
+                if _is_of(name, adapter_name) and parameter.is_floating_point():
+                    parameter.data = parameter.data.to(self._backbone.first_block.dtype)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, state_dict=None, **kwargs) -> None:
+        """As in peft. The configuration alone says where the modules go; a `state_dict` must agree with it."""
         # what is filled in belongs to this model: the caller's configuration may serve for another
         self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
+        self._inject(model, adapter_name, *args, **kwargs)
+        if state_dict is not None:
+            self._check_state_dict(model, adapter_name, state_dict)
+
+    def _check_state_dict(self, model: nn.Module, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
+        """Raise ValueError if an adapter's weights, named as peft saves them, are not those of the injected modules."""
+        keys = {key.removeprefix("base_model.model.") for key in state_dict if self.prefix in key}
+        own = {
+            self._remove_adapter_name_from_key(key, adapter_name)
+            for key in model.state_dict()
+            if _is_of(key, adapter_name)
+        }
+        if keys != own:
+            raise ValueError(
+                f"The state_dict does not belong to this {type(self.peft_config[adapter_name]).__name__}: it lacks "
+                f"{sorted(own - keys)[:3]}, and {sorted(keys - own)[:3]} have no place. Give the configuration that "
+                "the weights were saved with."
+            )
+
+    def _inject(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         # afterwards, because the backbone may be the model itself, which peft's loop over submodules does not visit
         config, backbone = self.peft_config[adapter_name], self._backbone.model
@@ -140,7 +169,7 @@ class I2VTuner(BaseTuner):
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """`…sites.i2v_<site>.<adapter>.<method>.down.weight`: here the adapter's name does not stand at the end."""
-        places = rf"(\.sites\.i2v_(?:{'|'.join(SITE_NAMES)})|\.clip_head\.i2v_branch)\.{re.escape(adapter_name)}\."
+        places = rf"(\bsites\.i2v_(?:{'|'.join(SITE_NAMES)})|\bclip_head\.i2v_branch)\.{re.escape(adapter_name)}\."
         without, found = re.subn(places, r"\1.", key)
         return without if found else super()._remove_adapter_name_from_key(key, adapter_name)
 
@@ -270,6 +299,11 @@ class I2VTuner(BaseTuner):
         """Frames per clip of the model, or of the adapter where the model does not say."""
         own = getattr(getattr(self.model, "config", None), "num_frames", None)
         return own or self.peft_config[self.active_adapters[0]].num_frames
+
+
+def _is_of(key: str, adapter_name: str) -> bool:
+    """Whether a parameter of the adapted model belongs to the adapter."""
+    return I2VTuner.prefix in key and f".{adapter_name}." in f"{key}."
 
 
 def _moved(new, place: torch.Tensor):

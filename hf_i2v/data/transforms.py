@@ -212,10 +212,22 @@ def preprocessing_from_pretrained(model_name_or_path: str | os.PathLike, **kwarg
         processor = AutoImageProcessor.from_pretrained(model_name_or_path, **kwargs)
     except OSError:  # no preprocessor_config.json; if there is no model either, AutoConfig says so
         config = AutoConfig.from_pretrained(model_name_or_path, **kwargs)
-        preprocessing = _usual_preprocessing(config)
+        preprocessing = usual_preprocessing(config)
         logger.warning("%s has no preprocessor_config.json, assuming %s", model_name_or_path, preprocessing)
         return preprocessing
+    return preprocessing_of_processor(processor, name=str(model_name_or_path))
 
+
+def preprocessing_of_processor(processor, *, name: str | None = None) -> Preprocessing:
+    """What an image or video processor of transformers does to its pixels.
+
+    Args:
+        name: of the model in messages.
+
+    Raises:
+        ValueError: an input that is not square.
+    """
+    name = name or type(processor).__name__
     if getattr(processor, "do_normalize", False):
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     else:
@@ -224,15 +236,16 @@ def preprocessing_from_pretrained(model_name_or_path: str | os.PathLike, **kwarg
     if interpolation is None:
         logger.warning(
             "%s was trained with PIL resampling %s, video frames are resized with the bicubic filter instead",
-            model_name_or_path,
+            name,
             processor.resample,
         )
         interpolation = "bicubic"
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    return Preprocessing(_square(size, model_name_or_path), mean, std, interpolation)
+    return Preprocessing(_square(size, name), mean, std, interpolation)
 
 
-def _usual_preprocessing(config) -> Preprocessing:
+def usual_preprocessing(config) -> Preprocessing:
+    """What the published image models of a kind want, as far as a configuration tells."""
     size = _square(getattr(config, "vision_config", config).image_size, config.model_type)
     if config.model_type.startswith("clip"):
         return Preprocessing(size, CLIP_MEAN, CLIP_STD, "bicubic")
