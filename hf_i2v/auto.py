@@ -1,4 +1,4 @@
-"""A trained adapter from its folder alone: the model it was trained on is built again around it."""
+"""Load a trained adapter from its folder alone: the model that it was trained on is rebuilt first."""
 
 import json
 from pathlib import Path
@@ -49,18 +49,18 @@ class AutoPeftModelForVideoClassification:
         Args:
             pretrained_model_name_or_path: folder or Hub repository of an adapter of hf_i2v; or of another tuner of
                 peft (LoRA) on a video model of hf_i2v, saved by the training script or with `hf_i2v.cards.write_card`.
-            config: in place of the saved configuration.
+            config: used instead of the saved configuration.
             base_model_name_or_path: where the base is, if it has moved.
             kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `quantization_config`, …; also
                 `num_frames`, for clips of another length than in training), and for the download of both (`token`,
                 `cache_dir`, …).
 
         Returns:
-            The adapter on its base, with the classifier and the label names that it was saved with.
+            The adapter on its base, with its saved classifier and label names.
 
         Raises:
-            ValueError: not an adapter of hf_i2v, one without a classifier, or one whose base cannot be rebuilt as it
-                was; or a weight that is not finite.
+            ValueError: not an adapter of hf_i2v, one without a classifier, one whose base cannot be rebuilt, or a
+                weight that is not finite.
             OSError: there are no weights in safetensors, or no such base.
         """
         if config is None:
@@ -70,7 +70,7 @@ class AutoPeftModelForVideoClassification:
             config.base_model_name_or_path = str(base_model_name_or_path)
         of_the_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
         base = _base_model(config, str(pretrained_model_name_or_path), where, of_the_base)
-        of_base = {id(p) for p in base.parameters()}  # which were looked at when it was loaded
+        of_base = {id(p) for p in base.parameters()}  # checked when the base was loaded
         cached_file(pretrained_model_name_or_path, SAFETENSORS_WEIGHTS_NAME, **where)  # peft would read a pickle too
         kwargs.pop("num_frames", None)
         model = PeftModel.from_pretrained(
@@ -115,8 +115,8 @@ def _base_model(config: PeftConfig, adapter: str, where: dict, kwargs: dict) -> 
         )
     if base is None:
         raise ValueError(
-            f"{adapter} does not say what it was trained on (base_model_name_or_path is None): that model was made in "
-            "code. Load it with peft.PeftModel.from_pretrained(model, adapter)."
+            f"{adapter} does not name the model that it was trained on (base_model_name_or_path is None), which "
+            "was made in code. Load the adapter with peft.PeftModel.from_pretrained(model, adapter)."
         )
     if config.revision is not None:
         kwargs = {**kwargs, "revision": config.revision}

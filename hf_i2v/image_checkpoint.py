@@ -1,4 +1,4 @@
-"""The image model that a video model is made from: a checkpoint, or a model in memory."""
+"""Reads the image model that a video model is made from: a checkpoint, or a model in memory."""
 
 import copy
 import os
@@ -34,7 +34,7 @@ def pretrained_image_model(
     if config_class not in MODEL_MAPPING:
         raise ValueError(f"{name} holds a {config.model_type!r} model, which transformers has no image model for.")
     model_class = MODEL_MAPPING[config_class]
-    kwargs |= pooler_argument(config_class, False)  # no part of the published heads, nor of many checkpoints
+    kwargs |= pooler_argument(config_class, False)  # the published heads do not use it, and many checkpoints lack it
     image_model, info = model_class.from_pretrained(
         name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
@@ -46,8 +46,8 @@ def pretrained_image_model(
         shown = "\n  ".join(problems[:20] + (["…"] if len(problems) > 20 else []))
         raise ValueError(
             f"{name} leaves {len(problems)} weights of its {model_class.__name__} uninitialised:\n  {shown}\n"
-            "An adapter on random frozen weights is worthless. Use a complete checkpoint, or say "
-            "allow_random_base=True if that is what you want."
+            "An adapter on random frozen weights is worthless. Use a complete checkpoint, or pass "
+            "allow_random_base=True to go on all the same."
         )
     return image_model, info
 
@@ -92,14 +92,14 @@ def image_model_from_config(config: I2VConfig) -> nn.Module:
 
 
 def pooler_argument(config_class: type, add_pooling_layer: bool) -> dict:
-    """The argument by which ViT takes or leaves its pooler; {} for models that have no such choice."""
+    """The argument that gives ViT its pooler or leaves it out; {} for models without that choice."""
     takes_it = "add_pooling_layer" in MODEL_MAPPING[config_class].__init__.__code__.co_varnames
     return {"add_pooling_layer": add_pooling_layer} if takes_it else {}
 
 
 def preprocessing_of(source: str | os.PathLike | BaseImageProcessor, **hub) -> dict | None:
-    """How the image model wants its pixels, from its name or its processor; None where the processors here cannot do
-    it (not a square)."""
+    """The preprocessing of an image model, from its name or its processor; None, with a warning, if hf_i2v has no
+    processor for it (not a square)."""
     name, read = str(source), preprocessing_from_pretrained
     if isinstance(source, BaseImageProcessor):
         name, read = type(source).__name__, preprocessing_of_processor
