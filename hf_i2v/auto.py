@@ -15,7 +15,6 @@ from .modeling_i2v import I2VForVideoClassification
 from .trained_on import has_other_weights
 from .untrusted import check_finite, check_method_sizes
 
-
 VIDEO_MODEL_NAME = "video_model.json"  # beside the adapters of other tuners of peft, which have no place for it
 
 
@@ -98,9 +97,9 @@ def _video_model(config: PeftConfig, adapter: str, where: dict) -> dict | None:
     if path is None:
         raise ValueError(
             f"{adapter} is a {config.peft_type.value} adapter, not one of hf_i2v, and has no {VIDEO_MODEL_NAME} that "
-            "says what its video model was. Build that again (from_image_model(...), and with_stdha(...) if it shifted "
-            "heads in time), load it with peft.PeftModel.from_pretrained(model, adapter), and call "
-            "hf_i2v.cards.write_card(model, folder) to save the adapter with that file."
+            "describes its video model. Build that model again (from_image_model(...), and with_stdha(...) if it "
+            "shifted heads in time), load the adapter with peft.PeftModel.from_pretrained(model, adapter), and call "
+            "hf_i2v.cards.write_card(model, folder) to write that file."
         )
     return json.loads(Path(path).read_text())
 

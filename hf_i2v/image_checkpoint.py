@@ -100,9 +100,8 @@ def pooler_argument(config_class: type, add_pooling_layer: bool) -> dict:
 def preprocessing_of(source: str | os.PathLike | BaseImageProcessor, **hub) -> dict | None:
     """The preprocessing of an image model, from its name or its processor; None, with a warning, if hf_i2v has no
     processor for it (not a square)."""
-    name, read = str(source), preprocessing_from_pretrained
-    if isinstance(source, BaseImageProcessor):
-        name, read = type(source).__name__, preprocessing_of_processor
+    is_processor = isinstance(source, BaseImageProcessor)
+    read = preprocessing_of_processor if is_processor else preprocessing_from_pretrained
     try:
         return asdict(read(source, **hub))
     except ValueError as error:

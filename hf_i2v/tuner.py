@@ -108,7 +108,7 @@ class I2VTuner(BaseTuner):
             self._check_state_dict(model, adapter_name, state_dict)
 
     def _check_state_dict(self, model: nn.Module, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
-        """Raise ValueError if an adapter's weights, named as peft saves them, are not those of the injected modules."""
+        """Raise ValueError if weights, named as peft saves them, are not those of the injected modules."""
         keys = {key.removeprefix("base_model.model.") for key in state_dict if self.prefix in key}
         own = {
             self._remove_adapter_name_from_key(key, adapter_name)

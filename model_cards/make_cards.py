@@ -17,7 +17,7 @@ import yaml
 from huggingface_hub import ModelCard
 from peft import get_peft_model
 
-from hf_i2v import I2VConfig, I2VForVideoClassification, I2VTunerConfig
+from hf_i2v import I2VForVideoClassification, I2VTunerConfig
 from hf_i2v.architectures import video_config
 from hf_i2v.cards import CardFacts, create_card
 from hf_i2v.options import tuner_config

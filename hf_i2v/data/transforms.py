@@ -159,15 +159,16 @@ class Preprocessing:
 
     def image_processor(self):
         """The same preprocessing as a transformers image processor for lists of frames, to be saved beside a model."""
-        from transformers import VideoMAEImageProcessor
+        import transformers
 
-        return VideoMAEImageProcessor(**self._processor_arguments())
+        # without torchvision transformers gives the second for the first, but warns
+        has_torchvision = transformers.utils.is_torchvision_available()
+        name = "VideoMAEImageProcessor" if has_torchvision else "VideoMAEImageProcessorPil"
+        return getattr(transformers, name)(**self.processor_arguments())
 
     def save_processors(self, folder: str | os.PathLike, *, num_frames: int) -> None:
-        """Save an image processor, for any machine, and a video processor, for those that have torchvision.
-
-        The video processor can be described, not made, without torchvision. Used outside of our pipeline it spreads
-        `num_frames` frames over the whole video. Files that are there already are left alone.
+        """Save an image processor and a video processor, `I2VVideoProcessor`, which spreads `num_frames` frames over
+        the whole video. Files that are there already are left alone.
         """
         folder = Path(folder)
         if not (folder / "preprocessor_config.json").exists():
@@ -175,13 +176,15 @@ class Preprocessing:
         video = folder / "video_preprocessor_config.json"
         if not video.exists():
             kind = {
-                "video_processor_type": "VideoMAEVideoProcessor",
+                "video_processor_type": "I2VVideoProcessor",
+                "auto_map": {"AutoVideoProcessor": "pipeline_i2v.I2VVideoProcessor"},
                 "do_sample_frames": True,
                 "num_frames": num_frames,
             }
-            video.write_text(json.dumps({**kind, **self._processor_arguments()}, indent=2) + "\n")
+            video.write_text(json.dumps({**kind, **self.processor_arguments()}, indent=2) + "\n")
 
-    def _processor_arguments(self) -> dict:
+    def processor_arguments(self) -> dict:
+        """The same in the words of transformers' processors."""
         return {
             "size": {"shortest_edge": self.size},
             "crop_size": {"height": self.size, "width": self.size},
