@@ -19,6 +19,7 @@ from hf_i2v import (
     ZeroI2VConfig,
 )
 from hf_i2v.cost import activation_bytes, cost, count_macs, count_parameters, main
+from hf_i2v.data import Preprocessing
 
 B16 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 L14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -139,3 +140,18 @@ def test_activations_are_those_of_a_real_step(method, tmp_path):
         output = model.train()(torch.randn(2, 4, 3, 16, 16))
     del output
     assert counted == pytest.approx(sum(kept.values()), rel=0.1)
+
+
+def test_pictures_of_the_size_of_the_preprocessing(tmp_path, capsys):
+    tiny_image_model("dinov2", image_size=40).save_pretrained(tmp_path)
+    options = ["--model", str(tmp_path), "--num_frames", "2", "--num_labels", "3", "--format", "json"]
+
+    def macs(*more: str) -> int:
+        main([*options, *more])
+        return json.loads(capsys.readouterr().out)[0]["clip_macs"]
+
+    unknown = macs()
+    Preprocessing(24, (0.5,) * 3, (0.5,) * 3, "bicubic").image_processor().save_pretrained(tmp_path)
+    assert macs() == macs("--image_size", "24") < macs("--image_size", "40") == unknown
+    base = I2VForVideoClassification.from_image_model(tmp_path, num_frames=2, num_labels=3)
+    assert macs() == cost(base, base.config.clip_shape()).macs
