@@ -1,9 +1,7 @@
 """Model cards: costs are counted here, the caller hands in the facts of the training, nothing else is written."""
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -25,6 +23,7 @@ from .auto import write_video_model
 from .card_facts import CardFacts, eval_result_files, model_index, one_line, result_rows, shown_metrics
 from .configuration_i2v import I2VConfig, hub_name, image_shape
 from .counting import cost, count_macs, latency
+from .data.fingerprints import dataset_fingerprint  # noqa: F401, part of the public path
 from .image_checkpoint import known_preprocessing, pooler_argument
 from .methods.config import METHODS, I2VTunerConfig, method_to_dict
 from .version import __version__
@@ -125,27 +124,6 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         limits=(LIMITS if classifies else LIMITS_OF_FEATURES).format(frames=num_frames),
         sources=_sources(papers),
     )
-
-
-def dataset_fingerprint(files: Iterable[str | os.PathLike], root: str | os.PathLike | None = None) -> str | None:
-    """A hash of the files' names and sizes (for a folder of frames their number), the same on every machine and in
-    every order, and the number of missing files. None if none of them exists, as in a stream.
-
-    Args:
-        root: folder that the names are relative to. Default: the deepest one that holds all of them.
-    """
-    files = [Path(os.path.abspath(file)) for file in files]
-    found = [file for file in files if file.exists()]
-    if not found:
-        return None
-    root = Path(os.path.abspath(root) if root else os.path.commonpath([file.parent for file in files]))
-    rows = sorted(f"{file.relative_to(root).as_posix()}\0{_size(file)}\n" for file in found)
-    digest = hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
-    return digest if len(found) == len(files) else f"{digest}, {len(files) - len(found)} of {len(files)} files missing"
-
-
-def _size(path: Path) -> int:
-    return len(os.listdir(path)) if path.is_dir() else path.stat().st_size
 
 
 def _methods(adapter: PeftConfig | None, config, facts: CardFacts) -> list[str]:

@@ -5,22 +5,20 @@ of processes.
 """
 
 import hashlib
-import os
 import random
 from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from datasets import Dataset
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.utils import logging
 
 from .checkpoints import Checkpoint
+from .data.fingerprints import videos_fingerprint  # noqa: F401, part of the public path
 
 logger = logging.get_logger(__name__)
 
@@ -75,20 +73,6 @@ def frozen_fingerprint(model: nn.Module) -> str:
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def videos_fingerprint(videos: Dataset) -> str:
-    """Changes with the videos of a data set (place below their common folder, place in the shard), their order and
-    labels; not with the folder, nor with streaming."""
-    table = videos.with_format("arrow")[:]
-    paths = [(path or "").replace(os.sep, "/") for path in pc.struct_field(table["video"], "path").to_pylist()]
-    start = os.path.commonprefix(paths).rfind("/") + 1  # noqa: RUF071, it is cut at a slash; there may be URLs
-    names = ("label", "position", "row_group", "start", "end")
-    columns = [table[name].to_pylist() for name in names if name in table.column_names]
-    digest = hashlib.sha256()
-    for path, *row in zip(paths, *columns, strict=True):
-        digest.update(repr((path[start:], row)).encode())
-    return f"{len(paths)} videos, sha256 {digest.hexdigest()[:16]}"
 
 
 class TrainingState:
