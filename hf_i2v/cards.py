@@ -119,7 +119,7 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         view_protocol=one_line(facts.view_protocol or f"one clip of {num_frames} frames per video, one centre crop"),
         cost=_costs(model, config, num_frames, facts),
         merge_error=None if facts.merge_error is None else f"{facts.merge_error:.1e}",
-        configuration=json.dumps(_configuration(adapter, config, facts), indent=2, default=str).replace("```", ""),
+        configuration=json.dumps(_configuration(adapter, config, facts), indent=2, default=_plain).replace("```", ""),
         data=_data(facts),
         limits=(LIMITS if classifies else LIMITS_OF_FEATURES).format(frames=num_frames),
         sources=_sources(papers),
@@ -250,6 +250,11 @@ def _configuration(adapter, config, facts: CardFacts) -> dict:
         key: value for key, value in facts.arguments.items() if not _is_local(value) and not key.endswith("token")
     }
     return resolved | ({"training": settings} if settings else {})
+
+
+def _plain(value):
+    """For json: sets, which peft keeps names in, as sorted lists."""
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
 def _is_local(value) -> bool:
