@@ -42,6 +42,11 @@ class I2VPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """peft asks for it under this name, of which transformers' own warns."""
+        return self.is_activation_checkpointing
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool = True, **kwargs):
         """As everywhere in transformers, but from safetensors only.

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from hf_i2v import (
     STAdapterConfig,
     ZeroI2VConfig,
 )
+from hf_i2v.architectures import video_config
 from hf_i2v.cost import activation_bytes, cost, count_macs, count_parameters, main
 from hf_i2v.data import Preprocessing
+from hf_i2v.training.plan import plan
 
 B16 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 L14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -153,5 +156,9 @@ def test_pictures_of_the_size_of_the_preprocessing(tmp_path, capsys):
     unknown = macs()
     Preprocessing(24, (0.5,) * 3, (0.5,) * 3, "bicubic").image_processor().save_pretrained(tmp_path)
     assert macs() == macs("--image_size", "24") < macs("--image_size", "40") == unknown
-    base = I2VForVideoClassification.from_image_model(tmp_path, num_frames=2, num_labels=3)
+    with torch.device("meta"):
+        base = I2VForVideoClassification(video_config(tmp_path, num_frames=2, num_labels=3))
     assert macs() == cost(base, base.config.clip_shape()).macs
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "max_train_steps": 5}
+    options |= {"num_frames": 2, "eval_views": "1x1", "num_warmup_steps": 0, "lr_scheduler_type": "cosine"}
+    assert plan(base, Namespace(**options))[4] == f"MACs of a view in training: {macs() / 1e9:.1f} G"  # of a dry run

@@ -3,13 +3,14 @@
 from .augment import ColorJitter, RandAugment, RandomErasing
 from .clips import VideoClips, collate
 from .crops import CenterCrop, RandomResizedCrop, ResizeShortSide, ShortSideJitter, ThreeCrops
-from .decode import VideoDecodeError, VideoInfo, VideoReader, decode_frames, probe
+from .decode import VideoInfo, VideoReader, decode_frames, probe
 from .failures import TooManyBadVideosError
 from .fingerprints import videos_fingerprint
 from .folders import load_video_folder
 from .frame_folder import FrameFolder
 from .lists import read_class_names, read_list
 from .loader import ClipLoader
+from .media import ReadLimits, VideoDecodeError
 from .mixing import Mix
 from .order import epoch_order, rank_batches
 from .references import open_video
@@ -41,6 +42,7 @@ __all__ = [
     "RandomErasing",
     "RandomHorizontalFlip",
     "RandomResizedCrop",
+    "ReadLimits",
     "ResizeShortSide",
     "ShortSideJitter",
     "ThreeCrops",

@@ -204,12 +204,10 @@ class Preprocessing:
 
     def image_processor(self):
         """The same preprocessing as a transformers image processor for lists of frames, to be saved beside a model."""
-        import transformers
+        # not VideoMAEImageProcessor, which warns where torchvision is missing; the saved file names that one
+        from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
-        # without torchvision transformers gives the second for the first, but warns
-        has_torchvision = transformers.utils.is_torchvision_available()
-        name = "VideoMAEImageProcessor" if has_torchvision else "VideoMAEImageProcessorPil"
-        return getattr(transformers, name)(**self.processor_arguments())
+        return VideoMAEImageProcessorPil(**self.processor_arguments())
 
     def save_processors(self, folder: str | os.PathLike, *, num_frames: int) -> None:
         """Save an image processor and a video processor, `I2VVideoProcessor`, which spreads `num_frames` frames over

@@ -17,8 +17,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.utils import logging
 
+from ..data.fingerprints import videos_fingerprint  # noqa: F401, part of the public path
 from .checkpoints import Checkpoint
-from .data.fingerprints import videos_fingerprint  # noqa: F401, part of the public path
+from .meter import Meter
 
 logger = logging.get_logger(__name__)
 
@@ -85,6 +86,7 @@ class TrainingState:
         loader: the `ClipLoader` of the training.
         ema: averages, where there are any.
         scaler: of the gradients in fp16, where there is one.
+        meter: which counts the time and the clips of the whole training.
     """
 
     def __init__(
@@ -95,12 +97,15 @@ class TrainingState:
         loader,
         ema: ExponentialMovingAverage | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        meter: Meter | None = None,
     ):
         self.parameters = trained_parameters(model)
         self.optimizer = optimizer
         self.stateful = {"scheduler": scheduler, "loader": loader}
         if scaler is not None:
             self.stateful["scaler"] = scaler
+        if meter is not None:
+            self.stateful["meter"] = meter
         self.ema = ema
 
     def collect(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -135,7 +140,8 @@ class TrainingState:
             for name, average in zip(self.parameters, self.ema.averages, strict=True):
                 average.copy_(_like(average, weights[f"ema.{name}"]))
         for key, part in self.stateful.items():
-            part.load_state_dict(state[key])
+            if key in state or key != "meter":  # which older checkpoints do not have
+                part.load_state_dict(state[key])
         for group, rate in zip(self.optimizer.param_groups, state["scheduler"]["_last_lr"], strict=True):
             group["lr"] = rate
         _restore_random_state(state["random"], step)
