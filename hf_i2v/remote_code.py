@@ -306,7 +306,7 @@ class _Bundle:
         return [
             *[s for s in statements if s not in optional],
             *["try:", *(f"    {s}" for s in optional), "except ImportError as error:"],
-            '    raise ImportError(f"{error}: reading videos needs `pip install av pillow`") from error',
+            '    raise ImportError(f"{error}: reading videos needs `pip install av`") from error',
         ]
 
     def import_order(self) -> list[str]:

@@ -14,7 +14,6 @@ from urllib.request import url2pathname
 import numpy as np
 import torch
 from huggingface_hub.utils import httpx
-from PIL import Image
 from transformers.image_processing_utils import BatchFeature
 from transformers.video_processing_utils import BaseVideoProcessor
 
@@ -102,9 +101,15 @@ def as_list(videos) -> list:
 
 def is_frames(video) -> bool:
     """Whether a list is the frames of one video."""
-    kinds = (Image.Image, np.ndarray, torch.Tensor)
-    frames = isinstance(video, (list, tuple)) and len(video) > 0 and all(isinstance(frame, kinds) for frame in video)
-    return frames and all(isinstance(frame, Image.Image) or frame.ndim in (2, 3) for frame in video)
+    return isinstance(video, (list, tuple)) and len(video) > 0 and all(map(_is_frame, video))
+
+
+def _is_frame(frame) -> bool:
+    return _is_pil_image(frame) or (isinstance(frame, (np.ndarray, torch.Tensor)) and frame.ndim in (2, 3))
+
+
+def _is_pil_image(frame) -> bool:
+    return hasattr(frame, "convert")  # known by what is needed of it: the code that travels needs no Pillow
 
 
 def read_frames(video: Any, sample: Callable[[int], Sequence[int]]) -> torch.Tensor:
@@ -121,7 +126,7 @@ def read_frames(video: Any, sample: Callable[[int], Sequence[int]]) -> torch.Ten
         video = video.get("bytes") or video.get("path")
     if is_frames(video):
         chosen = [video[i] for i in sample(len(video))]
-        arrays = [np.asarray(f.convert("RGB")) if isinstance(f, Image.Image) else np.asarray(f) for f in chosen]
+        arrays = [np.asarray(f.convert("RGB") if _is_pil_image(f) else f) for f in chosen]
         if len({array.shape for array in arrays}) > 1:
             raise ValueError(f"the frames of a video must be of one size, got {sorted({a.shape for a in arrays})}")
         return _as_TCHW(torch.from_numpy(np.stack(arrays)))
