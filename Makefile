@@ -1,7 +1,7 @@
 # make quickstart   a video model from nothing but this checkout, in a few minutes
 # make test         the whole test suite (also what CI runs)
 # make test-demo    the demo page in Chromium (CI: where that can be installed)
-# make lint         ruff
+# make lint         ruff, and mypy over the public API
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -48,6 +48,7 @@ $(DEMO)/.installed: $(INSTALLED)
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) $(DEMO) quickstart_output

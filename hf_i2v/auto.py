@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -42,7 +43,7 @@ class AutoPeftModelForVideoClassification:
         revision: str | None = None,
         low_cpu_mem_usage: bool = False,
         base_model_name_or_path: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> PeftModel:
         """
         Args:

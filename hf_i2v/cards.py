@@ -16,7 +16,7 @@ from huggingface_hub.utils import httpx
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedConfig
 from transformers.utils import logging
 
 from .auto import write_video_model
@@ -46,7 +46,7 @@ meant for identifying or judging people."""
 
 def write_card(
     model: nn.Module, folder: str | os.PathLike, facts: CardFacts | None = None, repo_id: str | None = None
-):
+) -> None:
     """Write `README.md` for a model or adapter that is saved in `folder`. Arguments as in `create_card`.
 
     For an adapter of another tuner of peft (LoRA) also what `AutoPeftModelForVideoClassification` needs of its video
@@ -126,7 +126,7 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
     )
 
 
-def _methods(adapter: PeftConfig | None, config, facts: CardFacts) -> list[str]:
+def _methods(adapter: PeftConfig | None, config: PreTrainedConfig, facts: CardFacts) -> list[str]:
     """Names of the methods in the adapter, or in the model."""
     if isinstance(adapter, I2VTunerConfig):
         return [part.method_name for part in adapter.parts()]
@@ -145,7 +145,7 @@ def _paper(method: str) -> tuple[str, str] | None:
     return LORA if method == "lora" else None
 
 
-def _loading(config, base_model: str | None, repo_id: str) -> str:
+def _loading(config: PreTrainedConfig, base_model: str | None, repo_id: str) -> str:
     """The statements that load an adapter, after `import hf_i2v`."""
     if isinstance(config, I2VConfig):
         return f'model = hf_i2v.AutoPeftModelForVideoClassification.from_pretrained("{repo_id}")'
@@ -169,7 +169,7 @@ def _summary(name: str, base_model: str | None, num_frames: int, relation: str, 
     return f"{what} {image_model}{method}, for clips of {num_frames} frames. Made with hf_i2v {__version__}."
 
 
-def _base_title(base_model: str | None, config) -> str:
+def _base_title(base_model: str | None, config: PreTrainedConfig) -> str:
     """What the base is called in a title: its name on the Hub, or of its folder, or its kind."""
     if base_model:
         return base_model
@@ -196,7 +196,7 @@ def _license_of(base_model: str | None) -> str | None:
     return found
 
 
-def _costs(model: nn.Module, config, num_frames: int, facts: CardFacts) -> dict:
+def _costs(model: nn.Module, config: PreTrainedConfig, num_frames: int, facts: CardFacts) -> dict:
     is_video = isinstance(config, I2VConfig)
     image_config = config.image_config if is_video else config
     preprocessing = config.preprocessing if is_video else known_preprocessing(config.name_or_path)
@@ -236,7 +236,7 @@ def _cpu(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
-def _configuration(adapter, config, facts: CardFacts) -> dict:
+def _configuration(adapter: PeftConfig | None, config: PreTrainedConfig, facts: CardFacts) -> dict:
     """The method's resolved options or the finished model's configuration, and the settings of the training."""
     if adapter is not None:
         resolved = method_to_dict(adapter)
@@ -252,12 +252,12 @@ def _configuration(adapter, config, facts: CardFacts) -> dict:
     return resolved | ({"training": settings} if settings else {})
 
 
-def _plain(value):
+def _plain(value: object) -> list | str:
     """For json: sets, which peft keeps names in, as sorted lists."""
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
-def _is_local(value) -> bool:
+def _is_local(value: object) -> bool:
     """Whether a setting may be private to the machine: a path, a folder, a user's name."""
     if isinstance(value, dict):
         value = list(value.values())

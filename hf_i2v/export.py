@@ -9,6 +9,7 @@ those of the model's clips; model.json, and each file's own metadata, name them 
 import argparse
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from .modeling_i2v import I2VForVideoClassification
 
 TOLERANCE = 1e-4  # largest difference of a logit from PyTorch's
 OPSET = 20
+Run = Callable[[torch.Tensor], torch.Tensor]  # (B, T, C, h, w) → logits (B, num_labels)
 
 
 class Logits(nn.Module):
@@ -111,7 +113,7 @@ class OnnxClassifier:
 
 
 @torch.no_grad()
-def largest_difference(run, model: I2VForVideoClassification) -> float:
+def largest_difference(run: Run, model: I2VForVideoClassification) -> float:
     """Largest difference between the model's logits and those of `run`, on batches of 1, 2 and 3 clips; NaN if a
     difference is not finite."""
     logits = Logits(model)
@@ -140,7 +142,7 @@ def validation_clips(model: I2VForVideoClassification, folder: Path) -> tuple[Vi
 
 
 @torch.no_grad()
-def accuracy(run, clips: VideoClips, labels: np.ndarray, batch_size: int = 8) -> float:
+def accuracy(run: Run, clips: VideoClips, labels: np.ndarray, batch_size: int = 8) -> float:
     """Top-1 of `run` on what `validation_clips` gives."""
     right = 0
     for batch in DataLoader(clips, batch_size=batch_size, collate_fn=collate):

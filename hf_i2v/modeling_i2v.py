@@ -1,6 +1,7 @@
 """The video models that are saved as one folder: an image model's weights, time offsets, baked modules, classifier."""
 
 import os
+from typing import Any, Self
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -48,7 +49,9 @@ class I2VPreTrainedModel(PreTrainedModel):
         return self.is_activation_checkpointing
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool = True, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, use_safetensors: bool = True, **kwargs: Any
+    ) -> Self:
         """As everywhere in transformers, but from safetensors only.
 
         Raises:
@@ -64,7 +67,7 @@ class I2VPreTrainedModel(PreTrainedModel):
         model.config.name_or_path = model.name_or_path = lasting_name(pretrained_model_name_or_path)
         return loaded
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As everywhere in transformers.
 
         Raises:
@@ -89,7 +92,7 @@ class I2VPreTrainedModel(PreTrainedModel):
         """The image model's patch embedding, whose output gradient checkpointing makes require a gradient."""
         return find_backbone(self).model.get_input_embeddings()
 
-    def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None):
+    def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None) -> Self:
         """Make STDHA (arXiv 2310.01324) a part of the model, so that any tuner of peft can be attached to it.
 
         Args:
@@ -145,7 +148,7 @@ class I2VModel(I2VPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         num_frames: int | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling | tuple:
         """
         Args:
@@ -187,7 +190,7 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         allow_random_base: bool = False,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> "I2VForVideoClassification | tuple[I2VForVideoClassification, dict]":
         """A video model from an image model, ready to be adapted. Its classifier is new.
 
@@ -253,7 +256,7 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         labels: torch.Tensor | None = None,
         num_frames: int | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> ImageClassifierOutput | tuple:
         """
         Args:
