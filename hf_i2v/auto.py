@@ -7,10 +7,10 @@ from transformers.utils import cached_file
 
 from .backbones import find_backbone
 from .configuration_i2v import hub_arguments
-from .methods.config import I2VTunerConfig, method_to_dict
+from .methods.config import I2VTunerConfig
 from .modeling_i2v import I2VForVideoClassification
 from .trained_on import has_other_weights
-from .untrusted import check_finite, check_method_sizes
+from .untrusted import check_finite, foreign_files
 
 
 class AutoPeftModelForVideoClassification:
@@ -43,26 +43,27 @@ class AutoPeftModelForVideoClassification:
 
         Raises:
             ValueError: not an adapter of hf_i2v, one without a classifier, or one whose base cannot be rebuilt as it
-                was; or a weight that is not finite.
+                was; or a weight that is missing, misshapen, left over or not finite.
             OSError: there are no weights in safetensors.
         """
-        if config is None:
-            config = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
-        base = _base_model(config, str(pretrained_model_name_or_path), kwargs)
-        of_base = {id(p) for p in base.parameters()}  # which were looked at when it was loaded
-        where = hub_arguments(kwargs) | {"revision": revision}
-        cached_file(pretrained_model_name_or_path, SAFETENSORS_WEIGHTS_NAME, **where)  # peft would read a pickle too
-        kwargs.pop("num_frames", None)
-        model = PeftModel.from_pretrained(
-            base,
-            pretrained_model_name_or_path,
-            adapter_name=adapter_name,
-            is_trainable=is_trainable,
-            config=config,
-            revision=revision,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            **kwargs,
-        )
+        with foreign_files(pretrained_model_name_or_path):
+            if config is None:
+                config = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
+            base = _base_model(config, str(pretrained_model_name_or_path), kwargs)
+            of_base = {id(p) for p in base.parameters()}  # which were looked at when it was loaded
+            where = hub_arguments(kwargs) | {"revision": revision}
+            cached_file(pretrained_model_name_or_path, SAFETENSORS_WEIGHTS_NAME, **where)  # peft would read a pickle
+            kwargs.pop("num_frames", None)
+            model = PeftModel.from_pretrained(
+                base,
+                pretrained_model_name_or_path,
+                adapter_name=adapter_name,
+                is_trainable=is_trainable,
+                config=config,
+                revision=revision,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                **kwargs,
+            )
         own = {name: p for name, p in model.named_parameters() if id(p) not in of_base}
         check_finite(own, pretrained_model_name_or_path)
         return model
@@ -75,8 +76,6 @@ def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoCl
             "video model was. Build that again (from_image_model(...), and with_stdha(...) if it shifted heads in "
             "time) and load it with peft.PeftModel.from_pretrained(model, adapter)."
         )
-    for part in config.parts():
-        check_method_sizes(method_to_dict(part))
     video = (config.trained_on or {}).get("video_model")
     base = config.base_model_name_or_path
     if video is None:

@@ -14,8 +14,16 @@ from .backbones import find_backbone
 from .data.transforms import Preprocessing
 from .methods.config import config_from_dict
 from .remote_code import write_remote_code
-from .untrusted import SIZE_LIMITS, check_label, check_limit, check_method_sizes, check_preprocessing, check_sizes
+from .untrusted import SIZE_LIMITS, check_preprocessing, check_shape, check_types, check_values
 from .video import TimeRecord
+
+LISTS = {  # what the lists of a configuration hold; `strict` would look at every entry before their length is known
+    "image_config": dict | PreTrainedConfig | None,
+    "time_offsets": list[int] | list[list[int]] | None,
+    "baked": list[dict] | None,
+    "methods": list[str] | None,
+    "preprocessing": dict | None,
+}
 
 
 @strict
@@ -62,7 +70,7 @@ class I2VConfig(PreTrainedConfig):
             kwargs.pop("custom_pipelines", None)
         if isinstance(self.image_config, PreTrainedConfig):  # keep the kernel that the image model was loaded with
             kwargs.setdefault("attn_implementation", self.image_config._attn_implementation)
-        check_limit("num_labels", kwargs.get("num_labels"), SIZE_LIMITS["num_labels"])  # each gets a name right away
+        self._check_values(kwargs)  # before anything is made of them: each label gets a name right away
         super().__post_init__(**kwargs)
         self.image_config.name_or_path = ""  # a path of the machine it was made on
 
@@ -70,19 +78,21 @@ class I2VConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         return self.image_config.hidden_size
 
-    def validate_sizes(self):
+    def _check_values(self, others: dict) -> None:
         """A configuration from anywhere must not make a machine allocate, or loop, without end."""
-        check_sizes(self)
-        check_sizes(self.image_config)
+        given = {**vars(self), **others}
+        if isinstance(self.image_config, PreTrainedConfig):
+            given["image_config"] = self.image_config.to_dict()
+        check_values(given)
+        check_types(type(self).__name__, given, LISTS)
         for method in self.baked or []:
-            check_method_sizes(method)
+            check_values(method, largest=SIZE_LIMITS["hidden_size"])
         if self.preprocessing is not None:
             check_preprocessing(self.preprocessing)
 
-    def validate_labels(self):
-        """A label is shown, and may be used to name a file."""
-        for label in (self.id2label or {}).values():
-            check_label(str(label))
+    def validate_sizes(self):
+        """Whether the image model is one that can be built."""
+        check_shape(self.image_config)
 
     def save_pretrained(self, save_directory, **kwargs):
         """As everywhere in transformers. Also saves the code that can read it, and the processors."""

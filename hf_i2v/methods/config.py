@@ -3,7 +3,7 @@ table of all methods."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
 from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -13,9 +13,11 @@ from ..adapter_card import open_card_with_loading
 from ..backbones import Backbone
 from ..peft_type import register_peft_type
 from ..trained_on import shape_of, weights_sample
+from ..untrusted import SIZE_LIMITS, check_types, check_values
 from .site import SiteModule, check_site
 
 POOLINGS = ("after_norm", "before_norm")
+_OF_PEFT = {field.name for field in fields(PeftConfig)}
 METHODS: dict[str, type["I2VTunerConfig"]] = {}  # every registered configuration class by its `method_name`
 
 
@@ -75,6 +77,10 @@ class I2VTunerConfig(PeftConfig):
     )
 
     def __post_init__(self):
+        hints = get_type_hints(type(self))
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OF_PEFT}
+        check_values(values, largest=SIZE_LIMITS["hidden_size"])
+        check_types(type(self).__name__, values, {name: hints[name] for name in values})
         super().__post_init__()
         self.peft_type = register_peft_type(self.method_name)
         if self.num_frames is not None and self.num_frames < 1:
@@ -265,6 +271,6 @@ def config_from_dict(config: dict) -> I2VTunerConfig:
 
 def method_to_dict(config: I2VTunerConfig) -> dict:
     """What makes the method: its options and type, without where and how an adapter was trained."""
-    training = {f.name for f in fields(PeftConfig)} | {"modules_to_save", "trained_on"}
+    training = _OF_PEFT | {"modules_to_save", "trained_on"}
     options = {key: value for key, value in config.to_dict().items() if key not in training and value is not None}
     return {"peft_type": config.peft_type.value, **options}

@@ -59,7 +59,7 @@ def artefact(tmp_path, model):
         ({"id2label": {"0": "~root/x", "1": "b"}}, "is refused"),
         ({"preprocessing": {**PIXELS, "size": 10**9}}, r"preprocessing size \(1000000000\) is refused"),
         ({"preprocessing": {**PIXELS, "std": [0.5, 0, 0.5]}}, r"std \(\[0.5, 0, 0.5\]\) are refused"),
-        ({"preprocessing": {**PIXELS, "mean": [float("nan")] * 3}}, r"mean .* are refused"),
+        ({"preprocessing": {**PIXELS, "mean": [float("nan")] * 3}}, r"mean \(nan\) is refused"),
         ({"preprocessing": {**PIXELS, "mean": None}}, r"mean \(None\) .* are refused"),
         ({"baked": [{"peft_type": "os.system", "command": "true"}]}, "is none of"),
     ],
