@@ -138,6 +138,7 @@ class CheckpointFolder:
         try:
             manifest = json.loads((path / _MANIFEST).read_bytes())
             step, files, configuration = (manifest[key] for key in ("step", "files", "configuration"))
+            dict.items(configuration)  # a TypeError where it is none
             wrong = [name for name in (_WEIGHTS, _STATE) if files[name] != _describe(path / name)]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _DamagedError(f"{path} is damaged ({type(error).__name__}: {error})") from error
