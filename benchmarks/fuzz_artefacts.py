@@ -39,8 +39,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.utils import logging as transformers_logging
 
 from hf_i2v import AutoPeftModelForVideoClassification, I2VForVideoClassification, STAdapterConfig, ZeroI2VConfig
-from hf_i2v.checkpoints import CheckpointError, CheckpointFolder
 from hf_i2v.data import Preprocessing, preprocessing_from_pretrained
+from hf_i2v.training.checkpoints import CheckpointError, CheckpointFolder, configuration_differences
+from hf_i2v.training.results import claim
 
 VERDICTS = ("refused", "library", "equal", "warned", "different", "bare", "died", "late")
 PROMISED = ("refused", "library", "equal", "warned", "different")
@@ -55,6 +56,7 @@ PACKAGE = str(Path(sys.modules["hf_i2v"].__file__).parent)
 WORKER_BYTES = 8 * 2**30  # of address space, most of it the libraries'
 ANSWER_SECONDS = 120
 T, SIDE = 4, 16
+RUN = {"learning_rate": 0.001, "tuner": "zeroi2v", "videos": ["a", "b"]}
 
 
 def make_artefacts(folder: Path) -> None:
@@ -71,7 +73,8 @@ def make_artefacts(folder: Path) -> None:
     baked = adapted(folder / "image", STAdapterConfig(adapter_width=8) + ZeroI2VConfig()).base_model.bake()
     baked.save_pretrained(folder / "model")
     baked.save_pretrained(folder / "sharded", max_shard_size="40KB")
-    run = CheckpointFolder(folder / "run", {"learning_rate": 0.001})
+    claim(folder / "claimed", RUN, configuration_differences)
+    run = CheckpointFolder(folder / "run", RUN)
     for step in (4, 8):
         run.save(step, {"weight": torch.full((8, 8), float(step))}, {"step": step, "random": torch.get_rng_state()})
 
@@ -103,11 +106,16 @@ def load_adapter(folder: Path) -> list:
 
 
 def load_run(folder: Path) -> list:
-    found = CheckpointFolder(folder, {"learning_rate": 0.001}).load_last()
+    found = CheckpointFolder(folder, RUN).load_last()
     if found is not None and found.step == 4:
         found = found._replace(step=8, weights={name: 2 * weight for name, weight in found.weights.items()})
         found.state["step"] = 8
     return [found.step, found.weights["weight"].tolist(), found.state["step"], found.state["random"].tolist()]
+
+
+def load_claimed(folder: Path) -> list:
+    claim(folder, RUN, configuration_differences)  # as a run that is started again
+    return []
 
 
 def load_processor(folder: Path) -> list:
@@ -123,6 +131,7 @@ FILES = {  # path of the file, and what loads the folder
     "run/checkpoint-8/manifest.json": load_run,
     "run/checkpoint-8/weights.safetensors": load_run,
     "run/checkpoint-8/state.pt": load_run,
+    "claimed/run.json": load_claimed,
     "processor/preprocessor_config.json": load_processor,
 }
 

@@ -1,4 +1,4 @@
-"""What comes from strangers: sizes, labels and weights that no honest model has are refused, before they do harm."""
+"""Files from unknown sources: absurd sizes, labels and weights are refused before they are used."""
 
 import json
 import math
@@ -12,11 +12,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal, Union, get_args, get_origin
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-SIZE_LIMITS = {  # far above any model that is known
+SIZE_LIMITS = {  # far above any published model
     "num_frames": 4096,
     "temporal_embedding": 4096,
     "num_labels": 1_000_000,
@@ -129,7 +127,7 @@ def estimated_parameters(config) -> int:
 
 
 def check_preprocessing(preprocessing: dict) -> None:
-    """Raise ValueError for pixels that no image model wants."""
+    """Raise ValueError if a size, mean or std is not believable."""
     size, mean, std = (preprocessing.get(name) for name in ("size", "mean", "std"))
     if not isinstance(size, int) or not 0 < size <= SIZE_LIMITS["image_size"]:
         raise ValueError(
@@ -157,12 +155,12 @@ def check_labels(id2label) -> None:
 
 
 def check_label(label: str) -> None:
-    """Raise ValueError for a label that is no plain line of text, or that reads like a path to somewhere else: it is
-    shown, and may be used to name a file."""
+    """Raise ValueError for a label that is no plain line of text, or that looks like a path: it is shown, and may be
+    used to name a file."""
     if not isinstance(label, str):
         raise ValueError(f"The label {reprlib.repr(label)} is refused: it is no text.")
     parts = label.replace("\\", "/").split("/")
-    plain = label.replace("\u200c", "").replace("\u200d", "").isprintable()  # joiners, which some scripts need
+    plain = label.replace("\u200c", "").replace("\u200d", "").isprintable()  # joiners of some scripts
     place = parts[0] in ("", "~") or (len(parts) > 1 and re.fullmatch("~.*|[A-Za-z]:", parts[0]))
     if len(label) > 500 or not plain or place or ".." in parts:
         raise ValueError(
@@ -172,7 +170,7 @@ def check_label(label: str) -> None:
 
 
 def check_finite(tensors: dict[str, torch.Tensor], source) -> None:
-    """Raise ValueError if a weight is NaN or infinite. Quantised ones and those without memory are not looked at."""
+    """Raise ValueError if a weight is NaN or infinite. Quantised and meta tensors are not checked."""
     broken = [
         name
         for name, tensor in tensors.items()
@@ -195,24 +193,17 @@ def check_complete(source, **problems) -> None:
         )
 
 
-NOT_A_SENTENCE = (
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    RecursionError,
-    SafetensorError,
-    StrictDataclassError,
-)
+PASSED_ON = (ValueError, OSError, RuntimeError, ImportError, MemoryError, Warning)  # these say something
 
 
 @contextmanager
 def foreign_files(name) -> Iterator[None]:
-    """Whatever transformers and peft make of files that are no such files becomes a ValueError that names them."""
+    """Whatever else transformers and peft raise over damaged files becomes a ValueError that names them."""
     try:
         yield
-    except NOT_A_SENTENCE as error:
+    except Exception as error:
+        if isinstance(error, PASSED_ON) and not isinstance(error, RecursionError):
+            raise
         raise ValueError(
             f"{name} cannot be loaded ({type(error).__name__}: {str(error)[:500]}). Its files are damaged, or an "
             "argument does not fit."

@@ -17,8 +17,11 @@ import logging
 import os
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from datasets import ClassLabel, Dataset, Features, Value, Video
 
 from .frame_folder import FRAME_SUFFIXES
 from .references import VIDEO_SUFFIXES
@@ -35,6 +38,20 @@ class ListedVideo(NamedTuple):
     end: float | None = None
 
 
+def references_of(listed: Sequence[ListedVideo], names: list[str] | None = None) -> Dataset:
+    """Rows `video` and `label`, a string or with the `names` of all classes a `ClassLabel`; `start` and `end` in
+    seconds where one of the videos has them."""
+    columns = {
+        "video": [{"path": video.path, "bytes": None} for video in listed],
+        "label": [video.label for video in listed],
+    }
+    features = Features(video=Video(decode=False), label=Value("string") if names is None else ClassLabel(names=names))
+    if any(video.start is not None or video.end is not None for video in listed):
+        columns |= {"start": [video.start for video in listed], "end": [video.end for video in listed]}
+        features |= Features(start=Value("float64"), end=Value("float64"))
+    return Dataset.from_dict(columns, features=Features(features))
+
+
 def read_list(
     file: str | os.PathLike,
     *,
@@ -48,7 +65,7 @@ def read_list(
     Args:
         file: the list; for HMDB51 a pattern such as `splits/*_test_split1.txt`.
         video_dir: folder that paths in the list are relative to; default the folder of the list.
-        split: "train" or "validation", for HMDB51, whose files tell of both.
+        split: "train" or "validation", for HMDB51, whose files list both.
         video_column_name: column of the paths in a csv with header.
         label_column_name: column of the labels there; columns `start` and `end` (seconds) are used where they exist.
 
