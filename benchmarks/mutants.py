@@ -50,11 +50,8 @@ NEAREST = {  # module → tests that stand nearest, the fastest first
     "hf_i2v/data/sampling.py": ("tests/data/test_sampling.py",),
     "hf_i2v/data/loader.py": ("tests/data/test_loader.py",),
     "hf_i2v/untrusted.py": ("tests/hub/test_safety.py",),
-    "hf_i2v/checkpoints.py": RUNS,
     "hf_i2v/training/checkpoints.py": RUNS,
-    "hf_i2v/training_state.py": RUNS,
     "hf_i2v/training/state.py": RUNS,
-    "hf_i2v/evaluation.py": ("tests/test_evaluation.py",),
     "hf_i2v/training/evaluation.py": ("tests/test_evaluation.py",),
     "hf_i2v/counting.py": ("tests/test_cost.py",),
     "hf_i2v/cost.py": ("tests/test_cost.py",),
@@ -244,7 +241,11 @@ def main(argv: list[str] | None = None) -> Counter:
     done = {row["mutant"] for row in rows}
     todo = [m for m in chosen_mutants(modules, args.max_mutants, args.seed) if f"{m[0]}:{m[1]}" not in done]
     copies, writing = Copies(args.jobs), threading.Lock()
-    whole: dict[str, str] = {}  # tests → their verdict without a fault
+    sources = {module: (ROOT / module).read_text() for module in modules}
+    whole: dict[str, str] = {}  # module → the verdict of its tests without a fault
+
+    once = list(dict.fromkeys(module for module, _ in todo))
+    tests_of = {m: tuple(test for test in NEAREST[m] if (ROOT / test).exists()) for m in once}
 
     def add(row: tuple) -> None:
         with writing:
@@ -256,17 +257,14 @@ def main(argv: list[str] | None = None) -> Counter:
 
     def try_one(mutant: tuple[str, int]) -> None:
         module, number = mutant
-        tests = tuple(test for test in NEAREST[module] if (ROOT / test).exists())
-        text, change, line = mutated((ROOT / module).read_text(), number)
+        text, change, line = mutated(sources[module], number)
         if whole[module] != "unnoticed":
             verdict, seconds = "broken", 0
         else:
-            verdict, seconds = copies.run_tests(module, text, tests, args.seconds)
+            verdict, seconds = copies.run_tests(module, text, tests_of[module], args.seconds)
         add((f"{module}:{number}", verdict, round(seconds), module, line, change))
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        once = list(dict.fromkeys(module for module, _ in todo))
-        tests_of = {m: tuple(test for test in NEAREST[m] if (ROOT / test).exists()) for m in once}
         results = {t: pool.submit(copies.run_tests, once[0], None, t, args.seconds) for t in set(tests_of.values())}
         whole.update((module, results[tests].result()[0]) for module, tests in tests_of.items())
         list(pool.map(try_one, todo))
