@@ -341,6 +341,17 @@ def answers(folder: Path, seed: int, first: int, last: int) -> Iterator[list]:
             first += 1
 
 
+def write_table(file: Path, counts: dict[tuple[str, str], Counter]) -> Counter:
+    """A row for each file and kind of damage, and their sum, which is given back."""
+    total = sum(counts.values(), Counter())
+    with open(file, "w", newline="") as text:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file", "damage", "loaded", *VERDICTS])
+        for (name, kind), count in [*sorted(counts.items()), (("all", ""), total)]:
+            writer.writerow([name, kind, count.total(), *(count[verdict] for verdict in VERDICTS)])
+    return total
+
+
 def main(argv: list[str] | None = None) -> Counter:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--num_files", type=int, default=3000, help="damaged files to load")
@@ -361,12 +372,9 @@ def main(argv: list[str] | None = None) -> Counter:
             slowest = max(slowest, seconds)
             if found not in PROMISED[:4] or seconds > 10:
                 print(f"case {number} ({name}, {kind.__name__}): {found} {error} {seconds} s", flush=True)
-    total = sum(counts.values(), Counter())
-    with open(args.output_file, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file", "damage", "loaded", *VERDICTS])
-        for (name, kind), count in [*sorted(counts.items()), (("all", ""), total)]:
-            writer.writerow([name, kind, count.total(), *(count[verdict] for verdict in VERDICTS)])
+            if number % 100 == 0:
+                write_table(args.output_file, counts)
+    total = write_table(args.output_file, counts)
     print(dict(total), f"slowest {slowest} s")
     return total
 

@@ -33,7 +33,7 @@ from queue import SimpleQueue
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("tests/test_methods.py", "tests/test_golden.py")
-RUNS = ("tests/test_checkpoints.py", "tests/test_run_resume.py")
+RUNS = ("tests/test_checkpoints.py",)
 NEAREST = {  # module → tests that stand nearest, the fastest first
     "hf_i2v/methods/site.py": ("tests/test_outside_methods.py",),
     "hf_i2v/methods/config.py": ("tests/test_tuner.py", *METHODS),

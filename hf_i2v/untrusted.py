@@ -223,7 +223,8 @@ def check_weight_files(name: str, config, *, variant: str | None = None, **where
         ValueError: an index that names other files than safetensors of its own folder, or that is none; weights too
             few by far for the configuration.
     """
-    optional = {"_raise_exceptions_for_missing_entries": False, **where}
+    quiet = (f"_raise_exceptions_for_{what}" for what in ("missing_entries", "connection_errors", "gated_repo"))
+    optional = {**dict.fromkeys(quiet, False), **where}  # a sharded model has no single file, nor a cache of it
     names = [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]
     if variant is not None:  # model.fp16.safetensors, model.safetensors.index.fp16.json
         names = [f".{variant}.".join(file.rsplit(".", 1)) for file in names]
