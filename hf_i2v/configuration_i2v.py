@@ -81,8 +81,11 @@ class I2VConfig(PreTrainedConfig):
     def _check_values(self, others: dict) -> None:
         """Refuse sizes that would make the machine allocate or loop without end, and unsafe labels."""
         given = {**vars(self), **others}
-        if isinstance(self.image_config, PreTrainedConfig):
-            given["image_config"] = self.image_config.to_dict()
+        image = self.image_config
+        image = image.to_dict() if isinstance(image, PreTrainedConfig) else image
+        if isinstance(image, dict):
+            own_labels = ("id2label", "label2id")  # of an image classifier; nothing shows them
+            given["image_config"] = {key: value for key, value in image.items() if key not in own_labels}
         check_values(given)
         check_types(type(self).__name__, given, LISTS)
         for method in self.baked or []:

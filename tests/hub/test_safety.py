@@ -10,10 +10,11 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import randomize_adapter, tiny_image_model
-from transformers import AutoModel, AutoModelForVideoClassification, pipeline
+from transformers import AutoModel, AutoModelForVideoClassification, CLIPVisionConfig, pipeline
 
 from hf_i2v import (
     AutoPeftModelForVideoClassification,
+    I2VConfig,
     I2VForVideoClassification,
     STAdapterConfig,
     ZeroI2VConfig,
@@ -103,6 +104,11 @@ def test_hostile_configurations(artefact, changes, message):
     path.write_text(json.dumps(config | changes))
     with pytest.raises(ValueError, match=message):
         I2VForVideoClassification.from_pretrained(artefact)
+
+
+def test_labels_of_the_image_model_are_its_own():
+    image = CLIPVisionConfig(id2label={0: "/a path", 1: "b"})
+    assert I2VConfig(image_config=image).image_config.id2label == image.id2label
 
 
 def test_labels_of_any_script(artefact):
