@@ -2,6 +2,9 @@
 # make test         the whole test suite (also what CI runs)
 # make test-demo    the demo page in Chromium (CI: where that can be installed)
 # make lint         ruff, and mypy over the public API
+# make audit        known vulnerabilities of what constraints.txt pins; asks pypi.org, so it needs the network
+# make mutants      small faults planted one at a time: do the nearest tests notice? hours; goes on where it stopped
+# make fuzz         thousands of damaged models, adapters and checkpoints; half an hour on a free core
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,8 +12,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 DEMO := $(VENV)-demo
+AUDIT := $(VENV)-audit
 
-.PHONY: install quickstart test test-quantization test-demo lint clean
+.PHONY: install quickstart test test-quantization test-demo lint audit mutants fuzz clean
 
 install: $(INSTALLED)
 
@@ -50,5 +54,20 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# strict: a package that the service does not know fails, for then nothing was looked up
+audit: $(AUDIT)/.installed
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+$(AUDIT)/.installed:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet "pip-audit>=2.10"
+	touch $@
+
+mutants: install
+	$(BIN)/python benchmarks/mutants.py --max_mutants $(or $(MUTANTS),200) --jobs $(or $(JOBS),1)
+
+fuzz: install
+	$(BIN)/python benchmarks/fuzz_artefacts.py
+
 clean:
-	rm -rf $(VENV) $(DEMO) quickstart_output
+	rm -rf $(VENV) $(DEMO) $(AUDIT) quickstart_output

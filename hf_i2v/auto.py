@@ -10,21 +10,11 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from .backbones import find_backbone
-from .configuration_i2v import hub_arguments
-from .methods.config import I2VTunerConfig, method_to_dict
+from .configuration_i2v import VIDEO_MODEL_NAME, hub_arguments
+from .methods.config import I2VTunerConfig
 from .modeling_i2v import I2VForVideoClassification
 from .trained_on import has_other_weights
-from .untrusted import check_finite, check_method_sizes
-
-VIDEO_MODEL_NAME = "video_model.json"  # beside the adapters of other tuners of peft, which have no place for it
-
-
-def write_video_model(model: PeftModel, folder: str | Path) -> None:
-    """Note beside a saved adapter of another tuner of peft (LoRA) which video model it belongs to."""
-    base = model.get_base_model()
-    if isinstance(base, I2VForVideoClassification) and not isinstance(model.active_peft_config, I2VTunerConfig):
-        facts = base.config.rebuilding_facts()
-        (Path(folder) / VIDEO_MODEL_NAME).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+from .untrusted import check_finite, foreign_files
 
 
 class AutoPeftModelForVideoClassification:
@@ -60,29 +50,30 @@ class AutoPeftModelForVideoClassification:
 
         Raises:
             ValueError: not an adapter of hf_i2v, one without a classifier, one whose base cannot be rebuilt, or a
-                weight that is not finite.
+                weight that is missing, misshapen, left over or not finite.
             OSError: there are no weights in safetensors, or no such base.
         """
-        if config is None:
-            config = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
         where = hub_arguments(kwargs) | {"revision": revision}
-        if base_model_name_or_path is not None:
-            config.base_model_name_or_path = str(base_model_name_or_path)
         of_the_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
-        base = _base_model(config, str(pretrained_model_name_or_path), where, of_the_base)
-        of_base = {id(p) for p in base.parameters()}  # checked when the base was loaded
-        cached_file(pretrained_model_name_or_path, SAFETENSORS_WEIGHTS_NAME, **where)  # peft would read a pickle too
-        kwargs.pop("num_frames", None)
-        model = PeftModel.from_pretrained(
-            base,
-            pretrained_model_name_or_path,
-            adapter_name=adapter_name,
-            is_trainable=is_trainable,
-            config=config,
-            revision=revision,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            **kwargs,
-        )
+        with foreign_files(pretrained_model_name_or_path):
+            if config is None:
+                config = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
+            if base_model_name_or_path is not None:
+                config.base_model_name_or_path = str(base_model_name_or_path)
+            base = _base_model(config, str(pretrained_model_name_or_path), where, of_the_base)
+            of_base = {id(p) for p in base.parameters()}  # checked when the base was loaded
+            cached_file(pretrained_model_name_or_path, SAFETENSORS_WEIGHTS_NAME, **where)  # peft would read a pickle
+            kwargs.pop("num_frames", None)
+            model = PeftModel.from_pretrained(
+                base,
+                pretrained_model_name_or_path,
+                adapter_name=adapter_name,
+                is_trainable=is_trainable,
+                config=config,
+                revision=revision,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                **kwargs,
+            )
         own = {name: p for name, p in model.named_parameters() if id(p) not in of_base}
         check_finite(own, pretrained_model_name_or_path)
         return model
@@ -91,8 +82,6 @@ class AutoPeftModelForVideoClassification:
 def _video_model(config: PeftConfig, adapter: str, where: dict) -> dict | None:
     """What an adapter tells of its video model, `I2VConfig.rebuilding_facts`; None if it was another model."""
     if isinstance(config, I2VTunerConfig):
-        for part in config.parts():
-            check_method_sizes(method_to_dict(part))
         return (config.trained_on or {}).get("video_model")
     path = cached_file(adapter, VIDEO_MODEL_NAME, _raise_exceptions_for_missing_entries=False, **where)
     if path is None:

@@ -19,9 +19,8 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModel, PreTrainedConfig
 from transformers.utils import logging
 
-from .auto import write_video_model
 from .card_facts import CardFacts, eval_result_files, model_index, one_line, result_rows, shown_metrics
-from .configuration_i2v import I2VConfig, hub_name, image_shape
+from .configuration_i2v import I2VConfig, hub_name, image_shape, write_video_model
 from .counting import cost, count_macs, latency
 from .data.fingerprints import dataset_fingerprint  # noqa: F401, part of the public path
 from .image_checkpoint import known_preprocessing, pooler_argument

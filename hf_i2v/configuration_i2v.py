@@ -1,21 +1,33 @@
 """The configuration of a video model, and helpers that locate a model's files."""
 
+import json
 import os
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec, strict
 
 from .backbones import find_backbone
 from .data.transforms import Preprocessing
-from .methods.config import config_from_dict
+from .methods.config import I2VTunerConfig, config_from_dict
 from .remote_code import write_remote_code
-from .untrusted import SIZE_LIMITS, check_label, check_limit, check_method_sizes, check_preprocessing, check_sizes
+from .untrusted import SIZE_LIMITS, check_preprocessing, check_shape, check_types, check_values
 from .video import TimeRecord
+
+VIDEO_MODEL_NAME = "video_model.json"  # beside the adapters of other tuners of peft, which have no place for it
+LISTS = {  # what the lists of a configuration hold; `strict` would look at every entry before their length is known
+    "image_config": dict | PreTrainedConfig | None,
+    "time_offsets": list[int] | list[list[int]] | None,
+    "baked": list[dict] | None,
+    "methods": list[str] | None,
+    "preprocessing": dict | None,
+}
 
 
 @strict
@@ -62,8 +74,7 @@ class I2VConfig(PreTrainedConfig):
             kwargs.pop("custom_pipelines", None)
         if isinstance(self.image_config, PreTrainedConfig):  # keep the image model's attention kernel
             kwargs.setdefault("attn_implementation", self.image_config._attn_implementation)
-        # checked first, because transformers makes a name for each label
-        check_limit("num_labels", kwargs.get("num_labels"), SIZE_LIMITS["num_labels"])
+        self._check_values(kwargs)  # before transformers makes a name for each label
         super().__post_init__(**kwargs)
         self.image_config.name_or_path = ""  # may be a local path
 
@@ -75,19 +86,24 @@ class I2VConfig(PreTrainedConfig):
         """The shape (B, T, C, h, w) of the pixels that the model works on."""
         return (batch_size, self.num_frames, *image_shape(self.image_config, self.preprocessing))
 
-    def validate_sizes(self):
-        """Refuse sizes that would make the machine allocate or loop without end."""
-        check_sizes(self)
-        check_sizes(self.image_config)
+    def _check_values(self, others: dict) -> None:
+        """Refuse sizes that would make the machine allocate or loop without end, and unsafe labels."""
+        given = {**vars(self), **others}
+        image = self.image_config
+        image = image.to_dict() if isinstance(image, PreTrainedConfig) else image
+        if isinstance(image, dict):
+            own_labels = ("id2label", "label2id")  # of an image classifier; nothing shows them
+            given["image_config"] = {key: value for key, value in image.items() if key not in own_labels}
+        check_values(given)
+        check_types(type(self).__name__, given, LISTS)
         for method in self.baked or []:
-            check_method_sizes(method)
+            check_values(method, largest=SIZE_LIMITS["hidden_size"])
         if self.preprocessing is not None:
             check_preprocessing(self.preprocessing)
 
-    def validate_labels(self):
-        """Refuse labels that are unsafe to show or to use in a file name."""
-        for label in (self.id2label or {}).values():
-            check_label(str(label))
+    def validate_sizes(self):
+        """Refuse an image model that cannot be built."""
+        check_shape(self.image_config)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """As everywhere in transformers. Also saves the model's code and its processors."""
@@ -176,3 +192,12 @@ def hub_name(name: str | None) -> str | None:
     except HFValidationError:
         return None
     return str(name)
+
+
+def write_video_model(model: PeftModel, folder: str | os.PathLike) -> None:
+    """Note beside a saved adapter of another tuner of peft (LoRA) which video model it belongs to."""
+    base = model.get_base_model()
+    has_own_place = isinstance(model.active_peft_config, I2VTunerConfig)
+    if isinstance(base.config, I2VConfig) and hasattr(base, "classifier") and not has_own_place:
+        facts = json.dumps(base.config.rebuilding_facts(), indent=2, ensure_ascii=False)
+        (Path(folder) / VIDEO_MODEL_NAME).write_text(facts + "\n")

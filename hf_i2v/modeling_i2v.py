@@ -28,7 +28,7 @@ from .image_checkpoint import (
     pretrained_image_model,
 )
 from .methods.stdha import STDHAConfig
-from .untrusted import MAX_PARAMETERS, check_finite, check_limit
+from .untrusted import MAX_PARAMETERS, check_complete, check_finite, check_limit, check_weight_files, foreign_files
 from .video import VideoEmbeddings, to_video
 
 
@@ -50,22 +50,51 @@ class I2VPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, use_safetensors: bool = True, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        use_safetensors: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs: Any,
     ) -> Self:
-        """As everywhere in transformers, but from safetensors only.
+        """As everywhere in transformers, but from safetensors only, and from all of them.
+
+        Args:
+            ignore_mismatched_sizes: take new weights for those that are misshapen, and a new classifier where there is
+                none.
 
         Raises:
-            ValueError: the folder holds no video model of hf_i2v, or a weight is not finite.
+            ValueError: it is no video model of hf_i2v, its configuration or files are not those of one, weights are
+                missing, misshapen or left over, or one is not finite.
             OSError: there are no weights in safetensors.
         """
-        if kwargs.get("config") is None:
-            check_is_video_model(pretrained_model_name_or_path, cls.__name__, kwargs)
-        kwargs["use_safetensors"] = use_safetensors
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        check_finite(dict(model.named_parameters()), pretrained_model_name_or_path)
-        model.config.name_or_path = model.name_or_path = lasting_name(pretrained_model_name_or_path)
-        return loaded
+        name = pretrained_model_name_or_path
+        with foreign_files(name):
+            if name is not None and not isinstance(kwargs.get("config"), I2VConfig):
+                check_is_video_model(name, cls.__name__, kwargs)
+            if name is not None and use_safetensors:
+                where = hub_arguments(kwargs) | {"subfolder": kwargs.get("subfolder", "")}
+                config = kwargs.get("config")
+                if not isinstance(config, I2VConfig):
+                    config = I2VConfig.from_pretrained(config or name, **where)
+                check_weight_files(name, config, variant=kwargs.get("variant"), **where)
+            model, info = super().from_pretrained(
+                name,
+                *args,
+                use_safetensors=use_safetensors,
+                ignore_mismatched_sizes=True,  # what it would raise comes without names
+                output_loading_info=True,
+                **kwargs,
+            )
+        missing, misshapen = set(info["missing_keys"]), info["mismatched_keys"]
+        if ignore_mismatched_sizes:
+            missing, misshapen = {key for key in missing if not key.startswith("classifier.")}, []
+        check_complete(name, missing=missing, misshapen=misshapen, left_over=info["unexpected_keys"])
+        check_finite(dict(model.named_parameters()), name)
+        if name is not None:
+            model.config.name_or_path = model.name_or_path = lasting_name(name)
+        return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As everywhere in transformers.
@@ -121,6 +150,8 @@ class I2VPreTrainedModel(PreTrainedModel):
 
 class I2VModel(I2VPreTrainedModel):
     """A video model without a head: (B, T, C, h, w) → a clip feature (B, D)."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # of the model with a head that it is read from
 
     def __init__(self, config: I2VConfig, image_model: nn.Module | None = None):
         super().__init__(config)
@@ -191,7 +222,7 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
         **kwargs: Any,
-    ) -> "I2VForVideoClassification | tuple[I2VForVideoClassification, dict]":
+    ) -> Self:  # and the dictionary, where it is asked for; as transformers types its own
         """A video model from an image model, ready to be adapted. Its classifier is new.
 
         Args:

@@ -21,6 +21,7 @@ from .methods.site import SITE_NAMES
 from .modeling_i2v import I2VModel, I2VPreTrainedModel
 from .quantized import dequantize, is_quantized, warn_dequantized
 from .trained_on import check_trained_on
+from .untrusted import check_complete
 from .video import BackboneLayer, EmbeddingsLayer, VideoBackbone, to_image, to_video
 
 
@@ -172,6 +173,18 @@ class I2VTuner(BaseTuner):
         places = rf"(\bsites\.i2v_(?:{'|'.join(SITE_NAMES)})|\bclip_head\.i2v_branch)\.{re.escape(adapter_name)}\."
         without, found = re.subn(places, r"\1.", key)
         return without if found else super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: I2VTunerConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Raise ValueError if tensors of the adapter are missing or left over: peft would go on."""
+        state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        own = model.state_dict().keys()
+        of_adapter = re.compile(rf"\.{cls.prefix}\w+\.{re.escape(adapter_name)}(\.|$)")
+        missing = {key for key in own - state_dict.keys() if of_adapter.search(key)}
+        check_complete(f"the adapter {adapter_name!r}", missing=missing, left_over=state_dict.keys() - own)
+        return state_dict
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge the linear adapters of all blocks into the weights. `unmerge_adapter` undoes it, and so does an error.

@@ -80,6 +80,15 @@ def test_a_stale_cache_is_refused(make_model, tmp_path):
         FeatureCache(tmp_path / "cache", model, Clips())
 
 
+def test_a_cache_of_other_offsets_or_pooling_is_stale(make_model, tmp_path):
+    FeatureCache.build(tmp_path / "cache", make_model(), Clips())
+    shifted = get_peft_model(make_model().unload().with_stdha(), MAdapterConfig())
+    pooled = make_model(pooling="before_norm")
+    for model in (shifted, pooled):
+        with pytest.raises(StaleCacheError, match="other model weights"):
+            FeatureCache(tmp_path / "cache", model, Clips())
+
+
 def test_only_a_side_branch_can_be_cached_and_fed(make_model, tmp_path):
     base = make_model().unload()
     model = get_peft_model(base, ZeroI2VConfig())

@@ -249,10 +249,19 @@ def preprocessing_from_pretrained(model_name_or_path: str | os.PathLike, **kwarg
         kwargs: passed to `from_pretrained` (`revision`, `cache_dir`, `token`, …).
 
     Raises:
-        ValueError: an input that is not square.
+        ValueError: an input that is not square, or a file that says no such thing.
         OSError: no such model.
     """
-    from transformers import AutoConfig, AutoImageProcessor  # slow to import, and decoding needs none of it
+    from ..untrusted import check_preprocessing, foreign_files  # slow to import, and decoding needs none of it
+
+    with foreign_files(model_name_or_path):
+        preprocessing = _read_preprocessing(model_name_or_path, kwargs)
+        check_preprocessing(vars(preprocessing))
+    return preprocessing
+
+
+def _read_preprocessing(model_name_or_path: str, kwargs: dict) -> Preprocessing:
+    from transformers import AutoConfig, AutoImageProcessor
 
     try:
         processor = AutoImageProcessor.from_pretrained(model_name_or_path, **kwargs)

@@ -114,3 +114,13 @@ def test_a_difference_that_is_not_finite_shows(tmp_path):
     for batch_size, value in broken.items():
         difference = largest_difference(lambda x: model(x).logits * (value if len(x) == batch_size else 1), model)  # noqa: B023
         assert math.isnan(difference)
+
+
+@pytest.mark.parametrize("difference", [math.nan, math.inf, 1e-3])
+def test_the_command_does_not_pass_a_program_that_differs(tmp_path, monkeypatch, difference):
+    video_model(tmp_path, ZeroI2VConfig(), num_hidden_layers=1).save_pretrained(tmp_path / "model")
+    for name in ("export_onnx", "OnnxClassifier"):
+        monkeypatch.setattr(f"hf_i2v.export.{name}", lambda *args, **kwargs: None)
+    monkeypatch.setattr("hf_i2v.export.largest_difference", lambda run, model: difference)
+    with pytest.raises(SystemExit, match=r"model\.pt2 differs by more than 0\.0001: do not use it"):
+        main([str(tmp_path / "model"), str(tmp_path / "exported")])
