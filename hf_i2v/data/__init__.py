@@ -3,12 +3,13 @@
 from .augment import ColorJitter, RandAugment, RandomErasing
 from .crops import CenterCrop, RandomResizedCrop, ResizeShortSide, ShortSideJitter, ThreeCrops
 from .datasets import VideoClips, collate
-from .decode import VideoDecodeError, VideoInfo, VideoReader, decode_frames, probe
+from .decode import VideoInfo, VideoReader, decode_frames, probe
 from .failures import TooManyBadVideosError
 from .folders import load_video_folder
 from .frame_folder import FrameFolder
 from .lists import read_class_names, read_list
 from .loader import ClipLoader, epoch_order, rank_batches
+from .media import ReadLimits, VideoDecodeError
 from .mixing import Mix
 from .references import open_video
 from .sampling import dense_indices, uniform_clips, uniform_indices
@@ -36,6 +37,7 @@ __all__ = [
     "RandomErasing",
     "RandomHorizontalFlip",
     "RandomResizedCrop",
+    "ReadLimits",
     "ResizeShortSide",
     "ShortSideJitter",
     "ThreeCrops",

@@ -15,7 +15,7 @@ import torch
 from datasets import ClassLabel, Dataset, IterableDataset
 from torch.utils.data import default_collate
 
-from .decode import VideoDecodeError
+from .media import DEFAULT_LIMITS, ReadLimits, VideoDecodeError
 from .references import Backend, open_video, version
 from .sampling import ShortVideoError, ShortVideoPolicy, dense_indices, uniform_clips, uniform_indices
 from .transforms import Compose, Normalize, RandomHorizontalFlip, Transform
@@ -51,6 +51,7 @@ class VideoClips(torch.utils.data.Dataset):
             it, where names have left or right in them ("leftwards", not "bright"), clips are not flipped, which a
             warning says.
         backend: who decodes: "pyav", or "torchcodec" where that is installed.
+        limits: what reading one video may take; what takes more is a bad video.
 
     Raises:
         ValueError: several clips for training; `flip_labels` with unknown names, or without some name that has left
@@ -70,6 +71,7 @@ class VideoClips(torch.utils.data.Dataset):
         num_clips: int = 1,
         flip_labels: Mapping[str, str] | None = None,
         backend: Backend = "pyav",
+        limits: ReadLimits = DEFAULT_LIMITS,
     ):
         if train and num_clips > 1:
             raise ValueError(f"num_clips ({num_clips}) must be 1 for training, where each epoch takes another clip")
@@ -93,7 +95,7 @@ class VideoClips(torch.utils.data.Dataset):
         self.policy = policy
         self.frame_stride = frame_stride
         self.num_clips = num_clips
-        self.backend = backend
+        self.backend, self.limits = backend, limits
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
         self._said_identical = False
 
@@ -134,7 +136,7 @@ class VideoClips(torch.utils.data.Dataset):
         """
         row = self.dataset[index]
         generator = seeded_generator(self.seed, epoch, index) if self.train else None
-        with open_video(row, self.backend) as reader:
+        with open_video(row, self.backend, self.limits) as reader:
             first, num_video_frames = 0, reader.num_frames
             if row.get("start") is not None or row.get("end") is not None:
                 first, num_video_frames = frames_between(reader, row["start"], row["end"])

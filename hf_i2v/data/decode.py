@@ -13,25 +13,19 @@ Shape suffixes: T frame, C channel, H height, W width.
 """
 
 import bisect
-import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import av
 import numpy as np
 import torch
-from av.stream import Discard, Disposition
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
-from .packets import MAX_HELD_BYTES, Packets
-
-VideoSource = str | os.PathLike | bytes | BinaryIO
-
-
-class VideoDecodeError(ValueError):
-    """A video that cannot be read as asked; the message names the file and the reason."""
+from .media import DEFAULT_LIMITS, Clock, ReadLimits, VideoDecodeError, VideoSource, open_media, video_stream
+from .packets import Packets
 
 
 @dataclass(frozen=True)
@@ -62,31 +56,34 @@ class VideoReader:
         frames_TCHW = video.frames([0, video.num_frames - 1])
     ```
 
-    The compressed packets of the video stream are held in memory while it is open, unless the file is very large.
+    The compressed packets of the video stream are held in memory while it is open, unless they are very large.
 
     Args:
         source: path, the bytes of a file, or a seekable binary file object (read from its start, left open).
         name: what to call it in messages; default its path.
+        limits: what reading it may take.
 
     Raises:
-        VideoDecodeError: no such file, an empty file, not a video, no video stream (cover art is none), zero frames.
+        VideoDecodeError: no such file, an empty file, not a video, no video stream (cover art is none), zero frames,
+            more than the limits allow.
     """
 
-    def __init__(self, source: VideoSource, *, name: str | None = None):
+    def __init__(self, source: VideoSource, *, name: str | None = None, limits: ReadLimits = DEFAULT_LIMITS):
         self.name = name or name_of(source)
+        self._source, self._limits = source, limits
+        self._clock = Clock(self.name, limits.seconds)
         self._reformatter = VideoReformatter()
-        self._container, size = _open(source, self.name)
-        try:
-            self._stream = self._find_stream()
-            self._packets = self._demux(None if size <= MAX_HELD_BYTES else lambda: _open(source, self.name)[0])
+        with self._clock.reading(), ExitStack() as stack:
+            container = stack.enter_context(self._open())
+            self._stream = video_stream(container, self.name, limits)
+            self._has_fresh_decoder = True
+            self._packets = Packets(container, self._stream, open_again=self._open, clock=self._clock, limits=limits)
             # positions of the frames' packets, or None where time stamps do not number them
             self._table = self._packets.shown() if self._packets.are_numbered() else None
             self.num_frames = sum(1 for _ in self._decode_all()) if self._table is None else len(self._table)
             if self.num_frames == 0:
                 raise VideoDecodeError(f"{self.name}: the video stream has zero frames")
-        except BaseException:
-            self.close()
-            raise
+            self._opened = stack.pop_all()
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -97,7 +94,7 @@ class VideoReader:
     def close(self) -> None:
         """Close the file (not a file object that was handed in)."""
         self._packets = None
-        self._container.close()
+        self._opened.close()
 
     @property
     def fps(self) -> float | None:
@@ -165,40 +162,36 @@ class VideoReader:
             raise ValueError(f"short_side ({short_side}) must be at least 1")
 
         wanted = sorted(set(indices))
-        frames_HWC = self._seek_and_decode(wanted, short_side)
-        if frames_HWC is None:
-            frames_HWC = self._decode_up_to(wanted, short_side)
-        if len({frame_HWC.shape for frame_HWC in frames_HWC}) > 1:
-            sizes = sorted({frame_HWC.shape[:2] for frame_HWC in frames_HWC})
-            raise VideoDecodeError(f"{self.name}: the frame size changes within the video: (height, width) {sizes}")
-
-        video_THWC = torch.from_numpy(np.stack(frames_HWC))
+        with self._clock.reading():
+            video_THWC = self._seek_and_decode(wanted, short_side)
+            if video_THWC is None:
+                video_THWC = self._decode_up_to(wanted, short_side)
         if indices != wanted:
             place = {index: row for row, index in enumerate(wanted)}
             video_THWC = video_THWC[[place[index] for index in indices]]
-        return video_THWC.permute(0, 3, 1, 2)
+        return torch.from_numpy(video_THWC).permute(0, 3, 1, 2)
 
-    def _seek_and_decode(self, wanted: list[int], short_side: int | None) -> list[np.ndarray] | None:
+    def _seek_and_decode(self, wanted: list[int], short_side: int | None) -> np.ndarray | None:
         """The wanted frames through the table, or None where only decoding everything can tell: no table, an error,
         or a frame that does not come out."""
         if self._table is None:
             return None
-        number_at = {self._packets.pts[self._table[number]]: number for number in wanted}
-        found: dict[int, np.ndarray] = {}
+        row_at = {self._packets.pts[self._table[number]]: row for row, number in enumerate(wanted)}
+        video = _Pictures(self.name, len(wanted), self._limits.bytes)
         try:
             for frame, is_damaged in self._decode_parts([self._table[number] for number in wanted]):
                 if is_damaged:
                     return None
-                number = number_at.get(frame.pts)
-                if number is not None and number not in found:
-                    found[number] = self._to_rgb(frame, short_side)
+                row = row_at.pop(frame.pts, None)
+                if row is not None:
+                    video.put(row, self._to_rgb(frame, short_side))
         except av.error.FFmpegError:
             return None
-        return [found[number] for number in wanted] if len(found) == len(wanted) else None
+        return None if row_at else video.frames_THWC
 
     def _decode_parts(self, positions: list[int]) -> Iterator[tuple[av.VideoFrame, bool]]:
         """Frames from each key frame before a wanted packet up to that packet, and whether they are damaged."""
-        context = self._stream.codec_context
+        context = self._fresh_decoder()
         spans = sorted((self._packets.key_before(position), position) for position in positions)
         wanted = set(positions)
         packets, at, key = iter(()), 0, None
@@ -211,6 +204,7 @@ class VideoReader:
                 context.flush_buffers()
                 packets, at, key = self._packets.read(start), start, self._packets.pts[start]
             for packet in packets:
+                self._clock.check()
                 context.skip_frame = "DEFAULT" if at in wanted else "NONREF"
                 for frame in context.decode(packet):
                     yield frame, self._is_damaged(frame, key)
@@ -226,59 +220,50 @@ class VideoReader:
 
     @staticmethod
     def _is_damaged(frame: av.VideoFrame, key: int) -> bool:
+        """Whether a frame, or what it is predicted from, is damaged, as far as FFmpeg notices."""
+        if frame.pts == key and not (frame.key_frame or frame.pict_type == PictureType.I):
+            return True  # damaged containers may call anything a key frame
         # what is shown before the key frame that decoding began with lacks its references and is not wanted
         return frame.is_corrupt and (frame.pts is None or frame.pts >= key)
 
-    def _decode_up_to(self, wanted: list[int], short_side: int | None) -> list[np.ndarray]:
+    def _decode_up_to(self, wanted: list[int], short_side: int | None) -> np.ndarray:
         """The wanted frames by decoding everything before them and counting."""
-        frames_HWC: list[np.ndarray] = []
-        number = -1
+        video = _Pictures(self.name, len(wanted), self._limits.bytes)
+        row, number = 0, -1
         for number, frame in enumerate(self._decode_all()):
             if frame.is_corrupt:  # later frames may be predicted from it, and FFmpeg does not mark those
                 raise VideoDecodeError(f"{self.name}: frame {number} is damaged")
-            if number == wanted[len(frames_HWC)]:
+            if number == wanted[row]:
                 try:
-                    frames_HWC.append(self._to_rgb(frame, short_side))
+                    video.put(row, self._to_rgb(frame, short_side))
                 except av.error.FFmpegError as error:
                     raise VideoDecodeError(
                         f"{self.name}: frame {number} cannot be converted ({error.strerror})"
                     ) from error
-                if len(frames_HWC) == len(wanted):
-                    return frames_HWC
+                row += 1
+                if row == len(wanted):
+                    return video.frames_THWC
         raise VideoDecodeError(
             f"{self.name}: the file holds {self.num_frames} frames but the decoder ended after {number + 1}, "
-            f"before frame {wanted[len(frames_HWC)]}; the file is probably damaged"
+            f"before frame {wanted[row]}; the file is probably damaged"
         )
 
-    def _find_stream(self) -> av.VideoStream:
-        container_format = self._container.format.name
-        # FFmpeg reads plain text as ANSI art and a picture as a film of one frame.
-        if container_format in ("tty", "image2") or container_format.endswith("_pipe"):
-            raise VideoDecodeError(f"{self.name}: not a video file (FFmpeg takes it for {container_format!r})")
-        streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not streams:
-            found = ", ".join(sorted({s.type for s in self._container.streams})) or "none"
-            raise VideoDecodeError(f"{self.name}: no video stream (streams found: {found}; cover art does not count)")
-        if streams[0].codec_context is None:
-            raise VideoDecodeError(f"{self.name}: FFmpeg has no decoder for its video stream")
-        for stream in self._container.streams:
-            if stream is not streams[0]:
-                stream.discard = Discard.all  # sound, subtitles
-        streams[0].codec_context.thread_count = 1  # data loading parallelises over files, not inside one
-        return streams[0]
+    def _open(self) -> AbstractContextManager[av.container.InputContainer]:
+        return open_media(self._source, self._clock, self._limits)
 
-    def _demux(self, open_again) -> Packets:
-        try:
-            return Packets(self._container, self._stream, open_again=open_again)
-        except av.error.FFmpegError as error:
-            raise VideoDecodeError(f"{self.name}: cannot be read ({error.strerror})") from error
+    def _fresh_decoder(self) -> av.VideoCodecContext:
+        """A decoder that has decoded nothing yet: flushing leaves some with pictures of what they decoded before."""
+        if self._has_fresh_decoder:
+            self._has_fresh_decoder = False
+            return self._stream.codec_context
+        with self._open() as container:
+            return video_stream(container, self.name, self._limits).codec_context
 
     def _decode_all(self) -> Iterator[av.VideoFrame]:
-        context = self._stream.codec_context
-        context.flush_buffers()  # start afresh, this may not be the first pass
-        context.skip_frame = "DEFAULT"
+        context = self._fresh_decoder()
         try:
             for packet in self._packets.read():
+                self._clock.check()
                 yield from context.decode(packet)
             yield from context.decode(None)
         except av.error.FFmpegError as error:
@@ -337,23 +322,23 @@ def name_of(source: VideoSource) -> str:
     return str(getattr(source, "name", source))
 
 
-def _open(source: VideoSource, name: str) -> tuple[av.container.InputContainer, int]:
-    """The open file, and its size in bytes."""
-    if isinstance(source, str | os.PathLike):
-        if not os.path.exists(source):
-            raise VideoDecodeError(f"{name}: no such file")
-        size = os.path.getsize(source)
-        file = os.path.abspath(source)  # "a:b.mp4" would be taken for a protocol
-    elif isinstance(source, bytes):
-        size = len(source)
-        file = io.BytesIO(source)
-    else:
-        size = source.seek(0, os.SEEK_END)
-        file = source
-        file.seek(0)
-    if size == 0:
-        raise VideoDecodeError(f"{name}: the file is empty (0 bytes)")
-    try:
-        return av.open(file, metadata_errors="ignore"), size  # titles may be in any encoding
-    except (av.error.FFmpegError, OSError) as error:
-        raise VideoDecodeError(f"{name}: not a video file, or a damaged one ({error.strerror})") from error
+class _Pictures:
+    """Frames of one size, (T, H, W, C) uint8, with memory taken for all of them when the first one comes."""
+
+    def __init__(self, name: str, num_frames: int, max_bytes: int):
+        self._name, self._num_frames, self._max_bytes = name, num_frames, max_bytes
+        self.frames_THWC: np.ndarray | None = None
+
+    def put(self, row: int, frame_HWC: np.ndarray) -> None:
+        if self.frames_THWC is None:
+            if (size := self._num_frames * frame_HWC.nbytes) > self._max_bytes:
+                raise VideoDecodeError(
+                    f"{self._name}: {self._num_frames} frames of {frame_HWC.shape[1]} x {frame_HWC.shape[0]} pixels "
+                    f"take {size} bytes, at most {self._max_bytes} are allowed (ReadLimits.bytes); ask for fewer at a "
+                    "time or for smaller ones"
+                )
+            self.frames_THWC = np.empty((self._num_frames, *frame_HWC.shape), np.uint8)
+        if frame_HWC.shape != self.frames_THWC.shape[1:]:
+            sizes = sorted({frame_HWC.shape[:2], self.frames_THWC.shape[1:3]})
+            raise VideoDecodeError(f"{self._name}: the frame size changes within the video: (height, width) {sizes}")
+        self.frames_THWC[row] = frame_HWC

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .decode import VideoDecodeError
+from .media import DEFAULT_LIMITS, Clock, ReadLimits, VideoDecodeError, open_regular
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow reads others too, PostScript through a program among them
 
 
 class FrameFolder:
@@ -22,13 +23,15 @@ class FrameFolder:
 
     Args:
         path: folder of pictures of one size, e.g. `img_00001.jpg`.
+        limits: what reading it may take.
 
     Raises:
         VideoDecodeError: it cannot be read, or has no picture in it.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, *, limits: ReadLimits = DEFAULT_LIMITS):
         self.name = os.fspath(path)
+        self._limits, self._clock = limits, Clock(self.name, limits.seconds)
         try:
             files = [file for file in Path(path).iterdir() if file.suffix.lower() in FRAME_SUFFIXES]
         except OSError as error:
@@ -58,24 +61,42 @@ class FrameFolder:
         """The frames of these numbers, uint8 RGB (T, C, H, W).
 
         Raises:
-            VideoDecodeError: an index out of range, a damaged picture, pictures of several sizes.
+            VideoDecodeError: an index out of range, a damaged picture, pictures of several sizes, more than the limits
+                allow.
         """
+        self._clock.start()
         pictures: dict[int, np.ndarray] = {}
         for index in sorted(set(indices)):
             if not 0 <= index < self.num_frames:
                 raise VideoDecodeError(
                     f"{self.name}: frame index {index} is out of range, the folder has {self.num_frames} pictures"
                 )
-            try:
-                with Image.open(self._files[index]) as picture:
-                    pictures[index] = np.asarray(picture.convert("RGB"))
-            except Exception as error:  # Pillow's readers raise whatever they stumble over, also ValueError and others
-                raise VideoDecodeError(f"{self._files[index]}: not a picture, or a damaged one ({error})") from error
+            self._clock.check()
+            pictures[index] = self._picture(self._files[index], len(indices))
         if len({picture.shape for picture in pictures.values()}) > 1:
             sizes = sorted({picture.shape[:2] for picture in pictures.values()})
             raise VideoDecodeError(f"{self.name}: the frame size changes: (height, width) {sizes}")
         video_THWC = np.stack([pictures[index] for index in indices])
         return torch.from_numpy(video_THWC).permute(0, 3, 1, 2)
+
+    def _picture(self, file: Path, num_frames: int) -> np.ndarray:
+        try:
+            with open_regular(file, str(file)) as opened, Image.open(opened, formats=_FORMATS) as picture:
+                if (pixels := picture.width * picture.height) > self._limits.pixels:
+                    raise VideoDecodeError(
+                        f"{file}: a picture of {picture.width} x {picture.height} pixels, at most "
+                        f"{self._limits.pixels} pixels are allowed (ReadLimits.pixels)"
+                    )
+                if (size := 3 * pixels * num_frames) > self._limits.bytes:
+                    raise VideoDecodeError(
+                        f"{self.name}: {num_frames} such pictures take {size} bytes, at most {self._limits.bytes} are "
+                        "allowed (ReadLimits.bytes)"
+                    )
+                return np.asarray(picture.convert("RGB"))
+        except VideoDecodeError:
+            raise
+        except Exception as error:  # Pillow's readers raise whatever they stumble over, also ValueError and others
+            raise VideoDecodeError(f"{file}: not a picture, or a damaged one ({error})") from error
 
 
 def _number(file: Path) -> tuple[list[int], str]:

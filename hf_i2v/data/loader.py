@@ -17,8 +17,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .datasets import VideoClips, collate, seeded_generator
-from .decode import VideoDecodeError
 from .failures import FailureLog, OnBadVideo
+from .media import VideoDecodeError
 from .mixing import Mix
 
 logger = logging.getLogger(__name__)

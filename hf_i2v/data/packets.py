@@ -6,8 +6,11 @@ trusted. Packets are in decoding order: a picture comes after those that it is p
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import av
+
+from .media import Clock, ReadLimits, VideoDecodeError
 
 # Larger files are not held in memory, their packets are read again where they are needed.
 MAX_HELD_BYTES = 100 * 2**20
@@ -19,6 +22,9 @@ _FORMATS_WITH_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "fl
 # MPEG-4 says "same picture as before" in packets of at most this size, which decode to nothing.
 _MAX_EMPTY_MPEG4 = 19
 
+# A picture is decoded at most this many before or after its turn to be shown; AV1 and VP9 hide pictures in between.
+_MAX_REORDERED = 64
+
 
 class Packets:
     """The packets of a stream.
@@ -26,10 +32,13 @@ class Packets:
     Args:
         container: open file, at its start.
         stream: video stream in it.
-        open_again: opens the file a second time, or None to hold the packets in memory.
+        open_again: opens the file a second time; only where packets do not fit in memory, it is needed.
+        clock: looked at for each packet.
+        limits: `packets` counts.
 
     Raises:
         av.error.FFmpegError: the file cannot be read.
+        VideoDecodeError: too many packets, or too little time.
     """
 
     def __init__(
@@ -37,22 +46,31 @@ class Packets:
         container: av.container.InputContainer,
         stream: av.VideoStream,
         *,
-        open_again: Callable[[], av.container.InputContainer] | None,
+        open_again: Callable[[], AbstractContextManager[av.container.InputContainer]],
+        clock: Clock,
+        limits: ReadLimits,
     ):
         self._format, self._stream, self._open = container.format.name, stream, open_again
-        self._held: list[av.Packet] | None = [] if open_again is None else None
+        self._clock = clock
+        self._held: list[av.Packet] | None = []
         self.pts: list[int | None] = []
         self._dts: list[int | None] = []
         self._is_key: list[bool] = []
         self._is_shown: list[bool] = []
-        num_whole, smallest = 0, None
-        for packet in container.demux(stream):
-            if packet.size == 0:
-                continue
+        num_whole, smallest, num_bytes = 0, None, 0
+        for packet in self._demux(container, stream):
+            if len(self.pts) == limits.packets:
+                raise VideoDecodeError(
+                    f"{clock.name}: it has more than {limits.packets} packets, the most that are allowed "
+                    "(ReadLimits.packets)"
+                )
             self.pts.append(packet.pts)
             self._dts.append(packet.dts)
             self._is_key.append(packet.is_keyframe)
             self._is_shown.append(not packet.is_discard and not _is_hidden(packet, stream))  # edit lists discard
+            num_bytes += packet.size
+            if num_bytes > MAX_HELD_BYTES:  # by more than the file has, where its tables name the same bytes twice
+                self._held = None
             if self._held is not None:
                 self._held.append(packet)
             if not packet.is_corrupt:
@@ -78,6 +96,12 @@ class Packets:
             return False
         if context.has_b_frames and self._format not in _FORMATS_WITH_TIMES:
             return False
+        if context.name == "ffv1":  # shows the last picture where a slice is damaged, over key frames too, unmarked
+            return False
+        at = [i for i, is_shown in enumerate(self._is_shown) if is_shown]
+        reach = _MAX_REORDERED if context.has_b_frames else 0
+        if any(abs(at[place] - position) > reach for place, position in enumerate(self.shown())):
+            return False  # damaged time stamps
         if context.name == "mpeg4" and self._smallest is not None and self._smallest <= _MAX_EMPTY_MPEG4:
             return False
         # Pictures before the first key frame lack what they are predicted from; decoders drop some of them.
@@ -98,13 +122,23 @@ class Packets:
             return itertools.islice(self._held, start, None)
         return self._read_again(start)
 
+    def _demux(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+        """The packets of a stream, without the empty one at the end."""
+        try:
+            for packet in container.demux(stream):
+                self._clock.check()
+                if packet.size:
+                    yield packet
+        except IndexError:
+            pass  # behind the last packet, PyAV trips over streams that turned up late, as they do in damaged files
+
     def _read_again(self, start: int) -> Iterator[av.Packet]:
         """Open the file anew and seek; where seeking does not lead to a packet that is known, read from its start."""
         stamps = list(zip(self.pts, self._dts, strict=True))
         for seek in (True, False) if start > 0 and self._dts[start] is not None else (False,):
             with self._open() as container:
                 stream = container.streams[self._stream.index]
-                packets = (packet for packet in container.demux(stream) if packet.size)
+                packets = self._demux(container, stream)
                 position = 0
                 if seek:
                     try:

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
-from .decode import VideoDecodeError, VideoReader
+from .decode import VideoReader
 from .frame_folder import FrameFolder
+from .media import DEFAULT_LIMITS, ReadLimits, VideoDecodeError
 from .torchcodec_reader import TorchcodecReader
 
 Backend = Literal["pyav", "torchcodec"]
@@ -30,12 +31,15 @@ _HEADER_BLOCK = 2**16  # bytes fetched at a time from a remote tar, to hop from 
 _ROW_GROUP_BYTES = 2**28  # compressed videos that a process keeps of the parquet row groups it read last
 
 
-def open_video(row: Mapping[str, Any], backend: Backend = "pyav") -> VideoReader | TorchcodecReader | FrameFolder:
+def open_video(
+    row: Mapping[str, Any], backend: Backend = "pyav", limits: ReadLimits = DEFAULT_LIMITS
+) -> VideoReader | TorchcodecReader | FrameFolder:
     """The video of a row, opened.
 
     Args:
         row: `video` (a dict with `path` and `bytes`), and for shards what the functions below say.
         backend: who decodes video files.
+        limits: what reading it may take.
 
     Raises:
         VideoDecodeError: it cannot be read.
@@ -46,15 +50,15 @@ def open_video(row: Mapping[str, Any], backend: Backend = "pyav") -> VideoReader
     reader = _READERS[backend]
     path, content = row["video"]["path"], row["video"]["bytes"]
     if content is not None:
-        return reader(content, name=path)
+        return reader(content, name=path, limits=limits)
     if row.get("shard") is not None:
         read = _read_member if row["row_group"] is None else _read_cell
-        return reader(_reading(row["shard"], read, row), name=f"{row['shard']}: {path}")
+        return reader(_reading(row["shard"], read, row), name=f"{row['shard']}: {path}", limits=limits)
     if "://" in path:
-        return reader(_reading(path, _read_url, row), name=path)
+        return reader(_reading(path, _read_url, row, limits.bytes), name=path, limits=limits)
     if os.path.isdir(path):
-        return FrameFolder(path)
-    return reader(path)
+        return FrameFolder(path, limits=limits)
+    return reader(path, limits=limits)
 
 
 def version(row: Mapping[str, Any]) -> str:
@@ -207,16 +211,22 @@ def _file_version(path: str) -> str:
     return filesystem.ukey(path)
 
 
-def _reading(path: str, read, row: Mapping[str, Any]) -> bytes:
+def _reading(path: str, read, *args) -> bytes:
     try:
-        return read(row)
-    except (OSError, pa.ArrowException) as error:
-        raise VideoDecodeError(f"{path}: cannot be read ({error})") from error
+        return read(*args)
+    except VideoDecodeError:
+        raise
+    except Exception as error:  # fsspec raises whatever a protocol stumbles over, also that its package is missing
+        raise VideoDecodeError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _read_url(row: Mapping[str, Any]) -> bytes:
-    with fsspec.open(row["video"]["path"], "rb") as file:
-        return file.read()
+def _read_url(row: Mapping[str, Any], max_bytes: int) -> bytes:
+    path = row["video"]["path"]
+    with fsspec.open(path, "rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise VideoDecodeError(f"{path}: more than {max_bytes} bytes, the most that are fetched (ReadLimits.bytes)")
+    return content
 
 
 def _read_member(row: Mapping[str, Any]) -> bytes:
