@@ -33,13 +33,16 @@ COMMANDS = {
 }
 
 
-def main() -> int:
-    """Run the command that `sys.argv` names; `--debug` after it shows where an error comes from.
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that the first argument names; `--debug` after it shows where an error comes from.
+
+    Args:
+        argv: default `sys.argv[1:]`; becomes `sys.argv`, as scripts read it.
 
     Returns:
         The exit status: that of the command, or 2 if there is no such command.
     """
-    name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(_help())
         return 0
@@ -60,7 +63,7 @@ def main() -> int:
     from hf_i2v.training.command import run_as_command
 
     module = import_module(command.source) if "." in command.source else load_example(command.source)
-    sys.argv[:2] = [f"hf-i2v {name}"]  # as usage lines name it
+    sys.argv = [f"hf-i2v {name}", *arguments]  # usage lines name the first
     return run_as_command(module.main, [argument for argument in arguments if argument != "--debug"])
 
 

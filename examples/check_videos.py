@@ -4,7 +4,8 @@
 
 Each video is opened, its frames are counted, and those of a clip over its whole length are decoded (`--all_frames`:
 all of them); where a list says start and end, those between. `--output_file` gets a JSON line per bad video as it is
-found. A video that kills the process that decodes it is one, too. The exit status is 1 if there is any.
+found; training leaves the listed ones out with `--exclude bad_videos.jsonl`. A video that kills the process that
+decodes it is one, too. The exit status is 1 if there is any.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hf_i2v.data import VideoDecodeError, add_data_arguments, open_video, uniform_indices, videos_from_args
-from hf_i2v.data.datasets import frames_between
+from hf_i2v.data.clips import frames_between
+from hf_i2v.data.failures import bad_video
+from hf_i2v.data.fingerprints import common_folder
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,12 +36,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-_rows = None  # of the split at hand; forked workers inherit it
-
-
-def check(index: int, num_frames: int | None) -> str | None:
+def check(row: dict, num_frames: int | None) -> str | None:
     """What is wrong with a video, or None; frames are decoded in parts, so that long videos fit in memory."""
-    row = _rows[index]
     try:
         with open_video(row) as video:
             first, length = 0, video.num_frames
@@ -58,41 +57,37 @@ def check(index: int, num_frames: int | None) -> str | None:
 
 def bad_videos(rows, num_frames: int | None, num_workers: int, title: str) -> Iterator[dict]:
     """Bad videos as they are found."""
-    global _rows
-    _rows = rows
-    waiting = list(range(len(rows)))[::-1]
+    waiting, root = list(range(len(rows)))[::-1], common_folder(rows)
     with tqdm(total=len(rows), desc=title, unit="video") as progress:
         while waiting:
             suspects = []
-            for index, reason in _checked(waiting, num_frames, num_workers, suspects):
+            for index, reason in _checked(rows, waiting, num_frames, num_workers, suspects):
                 progress.update()
                 if reason is not None:
-                    yield _bad(index, reason)
+                    yield bad_video(rows[index], index, reason, root)
             for index in suspects:  # each in a process of its own, one of them dies again
                 lost = []
-                reasons = [reason for _, reason in _checked([index], num_frames, 1, lost)]
+                reasons = [reason for _, reason in _checked(rows, [index], num_frames, 1, lost)]
                 progress.update()
                 if lost:
                     reasons = [f"{rows[index]['video']['path']}: decoding it kills the process"]
                 if reasons[0] is not None:
-                    yield _bad(index, reasons[0])
-
-
-def _bad(index: int, reason: str) -> dict:
-    return {"id": index, "path": _rows[index]["video"]["path"], "reason": reason}
+                    yield bad_video(rows[index], index, reasons[0], root)
 
 
 def _checked(
-    waiting: list[int], num_frames: int | None, num_workers: int, lost: list[int]
+    rows, waiting: list[int], num_frames: int | None, num_workers: int, lost: list[int]
 ) -> Iterator[tuple[int, str | None]]:
     """Take videos from the end of `waiting` and give each with what is wrong with it, until none is left or a worker
     dies; then `lost` are those that were under way."""
     at_work: dict[Future, int] = {}
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("fork")) as pool:  # forked workers inherit the rows
+    context = get_context("forkserver")  # a fork of this process would copy locks that its threads hold
+    context.set_forkserver_preload(["hf_i2v.data"])
+    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
         while waiting or at_work:
             try:
                 while waiting and len(at_work) < 2 * num_workers:
-                    future = pool.submit(check, waiting[-1], num_frames)
+                    future = pool.submit(check, rows[waiting[-1]], num_frames)
                     at_work[future] = waiting.pop()
                 for future in wait(at_work, return_when=FIRST_COMPLETED).done:
                     reason = future.result()

@@ -9,16 +9,12 @@ is trained on, evaluation is of one view, an unreadable video stops it, and mixu
 the Hub (where the Trainer would put its arguments in a pickle) are left to run_video_cls.py.
 """
 
-import json
-
 import torch
 from run_video_cls import (
+    OPTIONS,
     build_clips,
     build_model,
     build_optimizer,
-    check_labels,
-    claim,
-    few_shot,
     parse_args,
     result_folder,
     run_configuration,
@@ -26,14 +22,17 @@ from run_video_cls import (
 )
 from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 
-from hf_i2v.data import collate, preprocessing_from_pretrained, videos_from_args
-from hf_i2v.metrics import VideoClassificationMetric
-from hf_i2v.training_state import frozen_fingerprint
+from hf_i2v.data import collate, preprocessing_from_pretrained
+from hf_i2v.training.command import run_as_command
+from hf_i2v.training.metrics import VideoClassificationMetric
+from hf_i2v.training.results import claim, last_words, write_json
+from hf_i2v.training.state import frozen_fingerprint
+from hf_i2v.training.videos import videos_of_run
 
 NOT_HERE = {
     **{"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "ema_decay": None, "eval_views": "1x1", "dry_run": False},
     **{"shuffle_buffer_size": None, "max_bad_fraction": 0.01, "push_to_hub": False, "hub_model_id": None},
-    **{"hub_token": None, "hub_private_repo": False},
+    **{"hub_token": None, "hub_private_repo": False, "evaluate_only": False, "min_bad_videos": 5},
 }
 
 
@@ -80,10 +79,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     if args.on_bad_video not in (None, "error"):
         raise SystemExit(f"--on_bad_video {args.on_bad_video}: only with run_video_cls.py, here it is always 'error'")
     set_seed(args.seed)
-    videos = videos_from_args(args)
-    names = check_labels(args, videos)
-    if args.shots_per_class:
-        videos["train"] = few_shot(videos["train"], args.shots_per_class, args.seed)
+    videos, names = videos_of_run(args)
     preprocessing = preprocessing_from_pretrained(args.model_name_or_path)
     train_clips, eval_clips = build_clips(args, videos, preprocessing)
     model = build_model(args, names)
@@ -102,19 +98,25 @@ def main(argv: list[str] | None = None) -> Trainer:
     configuration = run_configuration(args, names, trainer.args.train_batch_size, frozen, videos["train"])
     configuration["script"] = "run_video_cls_trainer"
     if trainer.is_world_process_zero():
-        claim(args.output_dir, configuration)
+        claim(args.output_dir, configuration, OPTIONS.differences)
         print(f"evaluation: {eval_clips.view_plan()}")
-    trainer.train(resume_from_checkpoint=str(args.resume_from_checkpoint) if args.resume_from_checkpoint else None)
-    metrics = trainer.evaluate()
+    start = args.resume_from_checkpoint
+    trained = trainer.train(resume_from_checkpoint=str(start) if start else None).metrics
     folder = result_folder(args)
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with paths
         write_configuration(folder, args, configuration)
         preprocessing.image_processor().save_pretrained(folder)
-        (args.output_dir / "all_results.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        facts = {"tuner": args.tuner, "num_labels": len(names), "step": trainer.state.global_step}
+        facts["eval_failures"] = len(eval_clips) - metrics["eval_num_videos"]
+        results = {**facts, **trained, **metrics}
+        write_json(args.output_dir / "all_results.json", results)
+        print(last_words(args.output_dir, folder, results))
     return trainer
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_as_command(main))

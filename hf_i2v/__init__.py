@@ -1,6 +1,7 @@
 """hf_i2v: video recognition with any Hugging Face image transformer. Importing it registers everything with peft and
 transformers."""
 
+from . import moved  # noqa: F401
 from .auto import AutoPeftModelForVideoClassification
 from .backbones import UnsupportedBackboneError
 from .configuration_i2v import I2VConfig

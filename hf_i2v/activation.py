@@ -1,8 +1,8 @@
 """CLIP's activation, x·σ(1.702x), with the same values in a third of the memory.
 
-transformers writes it as three tensors, two of which autograd keeps until the backward pass: the largest share of what
-a frozen CLIP keeps while an adapter trains. With u = 1.702x it is silu(u)/1.702, so its derivative is silu'(u), which
-torch computes from u alone.
+transformers computes it through three tensors. autograd keeps two of them until the backward pass, the largest share
+of what a frozen CLIP keeps while an adapter trains. With u = 1.702x it is silu(u)/1.702, so its derivative is
+silu'(u), which torch computes from u alone.
 """
 
 import torch
@@ -12,10 +12,10 @@ from .swapped import Swapped, swap_in, swap_out
 
 
 class LeanQuickGELU(Swapped):
-    """The values of the module that it stands for, to the bit; keeps its input only."""
+    """QuickGELU with the same values to the bit. autograd keeps its input only."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling():  # which fuses it anyway
+        if torch.compiler.is_compiling():  # the compiler fuses the three steps
             return super().forward(x)
         return _QuickGELU.apply(x) if torch.is_grad_enabled() and x.requires_grad else _quick_gelu(x)
 
@@ -37,7 +37,7 @@ class _QuickGELU(torch.autograd.Function):
 
 
 def lean_activations(mlp: nn.Module) -> None:
-    """Let the MLP's QuickGELU, if it has one, compute in place."""
+    """Exchange the MLP's QuickGELU, if it has one, for `LeanQuickGELU`."""
     for child in mlp.children():
         if type(child).__name__ == "QuickGELUActivation":
             swap_in(child, LeanQuickGELU)

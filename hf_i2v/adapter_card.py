@@ -1,4 +1,4 @@
-"""The adapter's card: it opens with how to load the adapter, because peft alone does not know its type."""
+"""An adapter's card opens with how to load it, because its type is unknown to peft until hf_i2v is imported."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ model = {loading}
 
 
 def open_card_with_loading(folder: str, config) -> None:
-    """Let the README.md in `folder` open with how to load the adapter that `config` describes; once."""
+    """Put how to load the adapter of `config` at the top of the README.md in `folder`, unless it is there already."""
     path = Path(folder) / "README.md"
     card = ModelCard.load(path) if path.exists() else ModelCard.from_template(ModelCardData(library_name="peft"))
     if "import hf_i2v" in card.text:

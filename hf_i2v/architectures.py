@@ -1,4 +1,4 @@
-"""Configurations of the image models that the published runs start from, for when there is no Hub to ask."""
+"""Configurations of the image models that the published runs start from, for use without the Hub."""
 
 import os
 

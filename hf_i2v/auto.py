@@ -1,4 +1,4 @@
-"""A trained adapter from its folder alone: the model it was trained on is built again around it."""
+"""Load a trained adapter from its folder alone: the model that it was trained on is rebuilt first."""
 
 from peft import PeftConfig, PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -33,23 +33,23 @@ class AutoPeftModelForVideoClassification:
         """
         Args:
             pretrained_model_name_or_path: folder or Hub repository of an adapter of hf_i2v.
-            config: in place of the saved configuration; set its `base_model_name_or_path` if the base has moved.
+            config: used instead of the saved configuration; set its `base_model_name_or_path` if the base has moved.
             kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `quantization_config`, …; also
                 `num_frames`, for clips of another length than in training), and for the download of both (`token`,
                 `cache_dir`, …).
 
         Returns:
-            The adapter on its base, with the classifier and the label names that it was saved with.
+            The adapter on its base, with its saved classifier and label names.
 
         Raises:
-            ValueError: not an adapter of hf_i2v, one without a classifier, or one whose base cannot be rebuilt as it
-                was; or a weight that is not finite.
+            ValueError: not an adapter of hf_i2v, one without a classifier, one whose base cannot be rebuilt, or a
+                weight that is not finite.
             OSError: there are no weights in safetensors.
         """
         if config is None:
             config = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
         base = _base_model(config, str(pretrained_model_name_or_path), kwargs)
-        of_base = {id(p) for p in base.parameters()}  # which were looked at when it was loaded
+        of_base = {id(p) for p in base.parameters()}  # checked when the base was loaded
         where = hub_arguments(kwargs) | {"revision": revision}
         cached_file(pretrained_model_name_or_path, SAFETENSORS_WEIGHTS_NAME, **where)  # peft would read a pickle too
         kwargs.pop("num_frames", None)
@@ -71,9 +71,9 @@ class AutoPeftModelForVideoClassification:
 def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoClassification:
     if not isinstance(config, I2VTunerConfig):
         raise ValueError(
-            f"{adapter} is a {config.peft_type.value} adapter, not one of hf_i2v, and does not say what its "
-            "video model was. Build that again (from_image_model(...), and with_stdha(...) if it shifted heads in "
-            "time) and load it with peft.PeftModel.from_pretrained(model, adapter)."
+            f"{adapter} is a {config.peft_type.value} adapter, not one of hf_i2v, and does not describe its "
+            "video model. Build that model again (from_image_model(...), and with_stdha(...) if it shifted heads in "
+            "time) and load the adapter with peft.PeftModel.from_pretrained(model, adapter)."
         )
     for part in config.parts():
         check_method_sizes(method_to_dict(part))
@@ -86,8 +86,8 @@ def _base_model(config: PeftConfig, adapter: str, kwargs: dict) -> I2VForVideoCl
         )
     if base is None:
         raise ValueError(
-            f"{adapter} does not say what it was trained on (base_model_name_or_path is None): that model was made in "
-            "code. Load it with peft.PeftModel.from_pretrained(model, adapter)."
+            f"{adapter} does not name the model that it was trained on (base_model_name_or_path is None), which "
+            "was made in code. Load the adapter with peft.PeftModel.from_pretrained(model, adapter)."
         )
     if config.revision is not None:
         kwargs = {**kwargs, "revision": config.revision}

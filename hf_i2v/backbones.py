@@ -146,7 +146,7 @@ def grid_side(num_patches: int) -> int:
 
 def block_parts(block: nn.Module) -> BlockParts | None:
     """The parts of a transformer block, or None if it does not have the structure of one."""
-    if hasattr(block, "block_parts"):  # a VideoBlock knows them already
+    if hasattr(block, "block_parts"):  # a VideoBlock
         return block.block_parts
     norms, attentions, mlps, tails = [], [], [], []
     for name, child in block.named_children():

@@ -1,7 +1,7 @@
 """One transformer block with its sites, where a method may act (see `methods/site.py`).
 
-A backbone's block becomes a `VideoBlock` by taking on a class that derives from both (as FSDP2 does): its weights,
-names, hooks, output capturing and gradient checkpointing stay what they were.
+A backbone's block becomes a `VideoBlock` when its class is exchanged for one that derives from both (as FSDP2 does).
+Its weights, names, hooks, output capturing and gradient checkpointing stay the same.
 """
 
 import inspect
@@ -23,7 +23,7 @@ from .swapped import Swapped, swap_in, swap_out
 
 
 class I2VLayer(nn.Module, BaseTunerLayer):
-    """What peft sees of a method: containers keyed by the adapter's name, and which adapters are active."""
+    """A method as a tuner layer of peft: containers keyed by the adapter's name, and the names of the active ones."""
 
     def __init__(self, adapter_name: str):
         super().__init__()
@@ -33,12 +33,12 @@ class I2VLayer(nn.Module, BaseTunerLayer):
 
     @property
     def weight(self):
-        raise AttributeError("a tuner layer that stands beside a block wraps no weight")
+        raise AttributeError("a tuner layer of hf_i2v stands beside a block and wraps no weight")
 
     bias = weight
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Note the adapters as merged; what acts in the forward pass goes on doing so."""
+        """Mark the adapters as merged. Their modules still run in the forward pass."""
         self.merged_adapters += [n for n in adapter_names or self.active_adapters if n not in self.merged_adapters]
 
     def unmerge(self) -> None:
@@ -103,21 +103,21 @@ class BlockLayer(I2VLayer):
 
 
 class VideoBlock(Swapped):
-    """A backbone's block that knows the number of frames, shifts heads in time, and runs what stands at its sites.
+    """A backbone's block that shifts heads in time and runs the modules at its sites.
 
     `time_offsets` and the modules in `baked` are the model's own (after a merge, or by its config). The time offsets
-    of an active adapter replace the model's, its modules run after the model's.
+    of an active adapter replace the model's. Its modules run after the model's.
     """
 
     block_parts: BlockParts
     time_offsets: tuple[int, ...]
-    rotary: bool  # whether the attention asks for position embeddings
-    num_prefix_tokens: int | None = None  # of the last block, which may go on with these alone
+    rotary: bool  # whether the attention takes position embeddings
+    num_prefix_tokens: int | None = None  # last block only: it may drop all other tokens
 
     def __call__(self, x_MND: torch.Tensor, *args, **kwargs):
         if self._checkpoints_reentrantly() and not x_MND.requires_grad:
-            x_MND = x_MND.detach().requires_grad_()  # else the whole block would be taken for frozen
-        # outside of gradient checkpointing, whose second run must see the same number of frames on any thread
+            x_MND = x_MND.detach().requires_grad_()  # reentrant checkpointing needs an input that requires a gradient
+        # Read before gradient checkpointing starts: its second run gets the same number of frames on any thread.
         num_frames = frames_in_flight()
         prefix_only = self.num_prefix_tokens is not None and prefix_only_in_flight()
         x_MND = super().__call__(x_MND, *args, num_frames=num_frames, prefix_only=prefix_only, **kwargs)
@@ -147,7 +147,7 @@ class VideoBlock(Swapped):
         if sites is not None and sites.disable_adapters and sites.merged:
             sites.unmerge()
 
-        own = {"norm1": self.first_norm, "attend": self.attend}  # not the block: hooks would move it about
+        own = {"norm1": self.first_norm, "attend": self.attend}  # not the block: hooks would move it to a device
 
         def run(site, x):
             for module in self.modules_at(site):
@@ -164,7 +164,7 @@ class VideoBlock(Swapped):
         x_MND = x_MND + self._through(parts.after_attention, run("attention_out", h_MND))
 
         x_MND = run("between", x_MND)
-        if prefix_only:  # what follows works token by token
+        if prefix_only:  # everything below works token by token
             x_MND = x_MND[:, : self.num_prefix_tokens]
         n_MND = getattr(self, parts.norm2)(x_MND)
         h_MND = getattr(self, parts.mlp)(run("mlp_in", n_MND))
@@ -174,19 +174,19 @@ class VideoBlock(Swapped):
         return run("after", x_MND + h_MND)
 
     def working_time_offsets(self) -> tuple[int, ...]:
-        """Offsets of the heads in a forward pass: the working adapters', else the model's own."""
+        """The heads' offsets in a forward pass: the working adapters' if they have some, else the model's own."""
         shift = self.sites.shift() if "sites" in self._modules else None
         return self.time_offsets if shift is None else shift
 
     def modules_at(self, site: str) -> Iterator[SiteModule]:
-        """What runs at `site`, in order: the model's own modules, then those of the working adapters."""
+        """The modules that run at `site`, in order: the model's own, then the working adapters'."""
         if (baked := self._modules.get("baked")) is not None and site in baked:
             yield from baked[site].values()
         if (sites := self._modules.get("sites")) is not None:
             yield from (module for _, module in sites.working_at(site))
 
     def bake(self) -> set[str]:
-        """Make the working adapters' modules that were not folded the model's own; returns their methods' names."""
+        """Make the working adapters' unfolded modules the model's own, and return their methods' names."""
         methods = set()
         for site in SITE_NAMES:
             for method, module in self.sites.working_at(site):
@@ -206,7 +206,7 @@ class VideoBlock(Swapped):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the block's own computation; its projections may be quantised."""
+        """The dtype of the block's norms. Its projections may be quantised."""
         return getattr(self, self.block_parts.norm1).weight.dtype
 
     def first_norm(self, x: torch.Tensor) -> torch.Tensor:

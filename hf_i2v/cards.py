@@ -1,10 +1,8 @@
-"""Model cards from facts: what code can count is counted, what training knows is handed in, nothing is invented."""
+"""Model cards: costs are counted here, the caller hands in the facts of the training, nothing else is written."""
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +15,14 @@ from transformers import AutoModel
 
 from .configuration_i2v import I2VConfig, hub_name
 from .counting import Cost, cost, count_macs, latency
+from .data.fingerprints import dataset_fingerprint  # noqa: F401, part of the public path
 from .image_checkpoint import pooler_argument
 from .methods.config import METHODS, I2VTunerConfig, method_to_dict
 from .version import __version__
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-LORA = ("LoRA", "arXiv 2106.09685")  # the one tuner of peft that has a place in a card
-LATENCY_SECONDS = 10  # for timing a model, if one pass does not take longer
+LORA = ("LoRA", "arXiv 2106.09685")  # the only tuner of peft that cards name
+LATENCY_SECONDS = 10  # at most, unless a single forward pass takes longer
 LIMITS_OF_FEATURES = """\
 It describes a short, trimmed video by one vector, for a classifier or a search that is built on it; it names nothing.
 It sees {frames} frames at a time: what happens between them is not seen. It has the biases of its image model and of
@@ -37,25 +36,25 @@ meant for identifying or judging people."""
 
 @dataclass
 class CardFacts:
-    """What a card says beyond the model itself. Whatever is not known stays out of the card.
+    """What a card says beyond the model itself. The card leaves out unknown facts.
 
     Args:
-        method: name of the method ("zeroi2v", "st_adapter+inti"), for a model whose configuration does not say it.
+        method: name of the method ("zeroi2v", "st_adapter+inti"), for a model whose configuration does not name it.
         dataset: the data set's name; `dataset_id`: its name on the Hub.
         fingerprint: of the training files, see `dataset_fingerprint`.
-        num_train_videos, num_eval_videos, failures: how many videos there were, and could not be read.
+        num_train_videos, num_eval_videos: numbers of videos; `failures`: how many of them could not be read.
         metrics: measured on the evaluation videos, "accuracy" and so on, as shares of 1.
         published: rows (metric, value, source) quoted from papers.
         view_protocol: clips and crops per video in the evaluation.
-        trained_parameters: of a merged model, which does not show any more what was trained.
+        trained_parameters: number of trained parameters, for a merged model, from which it cannot be counted.
         cost: of the model, counted before it was sharded.
         merge_error: largest difference of a logit before and after merging, see `merge_error`.
         arguments: further resolved settings; local paths among them are left out.
-        license: of the weights. None: what the base model's licence says.
+        license: of the weights. None: the card refers to the base model's licence.
         recipe: the file, for the card of a recipe that was not run.
-        measure_latency: time a forward pass of this model and of the plain image model, a few seconds each; not done
-            for one that is sharded or on the meta device.
-        relative_latency: in its place, what a benchmark found: this model's latency over the plain image model's.
+        measure_latency: time a forward pass of this model and of the plain image model, a few seconds each. A model
+            that is sharded or on the meta device is not timed.
+        relative_latency: a benchmark's figure instead: this model's latency over the plain image model's.
     """
 
     method: str | None = None
@@ -90,11 +89,11 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
 
     Args:
         model: an `I2VForVideoClassification` or `I2VModel`, or a `PeftModel` over one or over an image model.
-        facts: what only the training knows.
-        repo_id: where it will be ("user/name"); for the snippets and the title.
+        facts: of the training.
+        repo_id: the future repository ("user/name"), for the snippets and the title.
 
     Raises:
-        ValueError: a sharded model, and the facts do not say its cost.
+        ValueError: a sharded model without `facts.cost`.
     """
     facts = facts or CardFacts()
     adapter = model.active_peft_config if isinstance(model, PeftModel) else None
@@ -148,29 +147,8 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
     )
 
 
-def dataset_fingerprint(files: Iterable[str | os.PathLike], root: str | os.PathLike | None = None) -> str | None:
-    """A hash of the files' names and sizes (for a folder of frames their number), the same on every machine and in
-    every order; it says how many of them are missing. None if there is none of them, as in a stream.
-
-    Args:
-        root: where the names begin. Default: the folder that all of them are in.
-    """
-    files = [Path(os.path.abspath(file)) for file in files]
-    found = [file for file in files if file.exists()]
-    if not found:
-        return None
-    root = Path(os.path.abspath(root) if root else os.path.commonpath([file.parent for file in files]))
-    rows = sorted(f"{file.relative_to(root).as_posix()}\0{_size(file)}\n" for file in found)
-    digest = hashlib.sha256("".join(rows).encode()).hexdigest()[:16]
-    return digest if len(found) == len(files) else f"{digest}, {len(files) - len(found)} of {len(files)} files missing"
-
-
-def _size(path: Path) -> int:
-    return len(os.listdir(path)) if path.is_dir() else path.stat().st_size
-
-
 def one_line(text: object) -> str:
-    """Text from outside (names, labels) as it may stand in Markdown: one line that opens and closes nothing."""
+    """Text from outside (names, labels) for Markdown: one line without characters of Markdown or HTML."""
     return re.sub(r"[\x00-\x1f\x7f`|<>{}\[\]]+", " ", str(text)).strip()[:300]
 
 
@@ -187,7 +165,7 @@ def _methods(adapter: PeftConfig | None, config, facts: CardFacts) -> list[str]:
 
 
 def _paper(method: str) -> tuple[str, str] | None:
-    """A method's name in the literature, and where that is."""
+    """A method's name in the literature, and its paper."""
     if method in METHODS:
         return METHODS[method].title, METHODS[method].paper
     return LORA if method == "lora" else None
@@ -254,8 +232,8 @@ def _costs(model: nn.Module, config, num_frames: int, facts: CardFacts) -> dict:
     is_sharded = any(isinstance(p, DTensor) for p in model.parameters())
     if is_sharded and facts.cost is None:
         raise ValueError(
-            "The model is sharded over processes, where its cost cannot be counted. Count it before, and hand it in: "
-            "CardFacts(cost=hf_i2v.cost.cost(model, clip_shape))."
+            "The model is sharded over processes, so its cost cannot be counted. Count it before sharding and hand it "
+            "in: CardFacts(cost=hf_i2v.cost.cost(model, clip_shape))."
         )
     times = facts.measure_latency and not (facts.relative_latency or is_sharded or place.is_meta)
     with torch.device(place.device if times else "meta"):
@@ -285,7 +263,7 @@ def _cpu(device: torch.device) -> str:
 
 
 def _configuration(adapter, config, facts: CardFacts) -> dict:
-    """What was resolved: the method's options, or the model's own description of its time; and further settings."""
+    """The method's resolved options or the finished model's configuration, and the settings of the training."""
     if adapter is not None:
         resolved = method_to_dict(adapter)
     else:
@@ -301,7 +279,7 @@ def _configuration(adapter, config, facts: CardFacts) -> dict:
 
 
 def _is_local(value) -> bool:
-    """Whether a setting tells something about the machine: a path, a folder, a name of a user."""
+    """Whether a setting may be private to the machine: a path, a folder, a user's name."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple)):

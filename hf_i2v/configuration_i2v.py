@@ -1,4 +1,4 @@
-"""The configuration of a video model, and where the files of one come from."""
+"""The configuration of a video model, and helpers that locate a model's files."""
 
 import os
 from dataclasses import fields
@@ -28,16 +28,16 @@ class I2VConfig(PreTrainedConfig):
         time_offsets: STDHA's frame offsets per head; one list for all blocks, or a list per block. None: no shift.
         temporal_embedding: the number of frames of the temporal embedding that is added to the tokens of each frame,
             False for none; interpolated linearly for clips of another length. True means `num_frames`.
-        pooling: "after_norm": final norm of each frame, then the mean over the frames; "before_norm": the other way.
+        pooling: "after_norm": final norm of each frame, then the mean over the frames; "before_norm": the mean first.
         baked: configurations of the methods whose modules are part of the model.
-        methods: names of all methods that it was finished with; those that were merged leave no other trace.
+        methods: names of all methods that were merged into the model or baked.
         add_pooling_layer: whether the image model has the pooler that ViT has as an option.
         classifier_dropout: dropout before the classifier.
-        base_model: the image model's name on the Hub, if it has one.
-        preprocessing: size, mean, std and interpolation of `hf_i2v.data.Preprocessing`, which the model's processors
-            are made from when it is saved.
-        feature_reads_prefix: whether the image model's feature depends on its CLS (and register) tokens only, so that
-            the last block's MLP can leave out the patches; found by trying when the model is made.
+        base_model: the image model's name on the Hub, or None.
+        preprocessing: size, mean, std and interpolation of `hf_i2v.data.Preprocessing`. The processors saved with the
+            model are made from it.
+        feature_reads_prefix: whether the image model's feature depends on its CLS (and register) tokens only. The
+            last block's MLP can then leave out the patches. Found by a trial when the model is made.
     """
 
     model_type = "i2v"
@@ -57,21 +57,22 @@ class I2VConfig(PreTrainedConfig):
     feature_reads_prefix: bool = False
 
     def __post_init__(self, **kwargs):
-        # hf_i2v registers its pipeline; the one that is named beside the weights is for machines without hf_i2v
+        # hf_i2v registers its own pipeline. The one named in config.json is for machines without hf_i2v.
         if __package__ == "hf_i2v":
             kwargs.pop("custom_pipelines", None)
-        if isinstance(self.image_config, PreTrainedConfig):  # keep the kernel that the image model was loaded with
+        if isinstance(self.image_config, PreTrainedConfig):  # keep the image model's attention kernel
             kwargs.setdefault("attn_implementation", self.image_config._attn_implementation)
-        check_limit("num_labels", kwargs.get("num_labels"), SIZE_LIMITS["num_labels"])  # each gets a name right away
+        # checked first, because transformers makes a name for each label
+        check_limit("num_labels", kwargs.get("num_labels"), SIZE_LIMITS["num_labels"])
         super().__post_init__(**kwargs)
-        self.image_config.name_or_path = ""  # a path of the machine it was made on
+        self.image_config.name_or_path = ""  # may be a local path
 
     @property
     def hidden_size(self) -> int:
         return self.image_config.hidden_size
 
     def validate_sizes(self):
-        """A configuration from anywhere must not make a machine allocate, or loop, without end."""
+        """Refuse sizes that would make the machine allocate or loop without end."""
         check_sizes(self)
         check_sizes(self.image_config)
         for method in self.baked or []:
@@ -80,30 +81,30 @@ class I2VConfig(PreTrainedConfig):
             check_preprocessing(self.preprocessing)
 
     def validate_labels(self):
-        """A label is shown, and may be used to name a file."""
+        """Refuse labels that are unsafe to show or to use in a file name."""
         for label in (self.id2label or {}).values():
             check_label(str(label))
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As everywhere in transformers. Also saves the code that can read it, and the processors."""
+        """As everywhere in transformers. Also saves the model's code and its processors."""
         super().save_pretrained(save_directory, **kwargs)
         write_remote_code(save_directory, [type(config_from_dict(method)) for method in self.baked or []])
         if self.preprocessing is not None:
             Preprocessing(**self.preprocessing).save_processors(save_directory, num_frames=self.num_frames)
 
     def time_record(self) -> TimeRecord:
-        """What the model does in time by itself."""
+        """The record of what the model does in time without an adapter."""
         return TimeRecord(**{field.name: getattr(self, field.name) for field in fields(TimeRecord)})
 
     def describe_time(self, model: nn.Module) -> None:
-        """Take over what the video backbone inside `model` does in time, and how it is made."""
+        """Read the time record and the pooler of the video backbone inside `model` into this configuration."""
         backbone = find_backbone(model)
         for name, value in vars(TimeRecord.read(backbone)).items():
             setattr(self, name, value)
         self.add_pooling_layer = getattr(backbone.model, "pooler", None) is not None
 
     def rebuilding_facts(self) -> dict:
-        """What it takes, beside the image model, to build this model again: labels, frames, native time offsets."""
+        """What is needed beside the image model to build this model again: labels, frames, its own time offsets."""
         return {
             "id2label": dict(self.id2label),
             "num_frames": self.num_frames,
@@ -115,7 +116,7 @@ class I2VConfig(PreTrainedConfig):
 
 
 def check_is_video_model(name: str, wanted: str, kwargs: dict) -> None:
-    """Raise ValueError, with the call that was meant, where an adapter or an image model lies."""
+    """Raise ValueError, which names the right call, if `name` is an adapter or an image model."""
     if os.path.isfile(os.path.join(name, "adapter_config.json")) and not os.path.isfile(
         os.path.join(name, "config.json")
     ):
@@ -133,12 +134,12 @@ def check_is_video_model(name: str, wanted: str, kwargs: dict) -> None:
 
 
 def hub_arguments(kwargs: dict) -> dict:
-    """Those of a `from_pretrained`'s arguments that say where a file comes from, for what else is read there."""
+    """The arguments of a `from_pretrained` call that locate a file, for reading further files of the same model."""
     return {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
 
 
 def hub_name(name: str | None) -> str | None:
-    """`name` if it can be a repository on the Hub; None for a local path, which nothing that is published may show."""
+    """`name` if it can be a repository on the Hub; None for a local path, which must not be published."""
     if not name or os.path.exists(name):
         return None
     try:

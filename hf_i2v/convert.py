@@ -65,12 +65,12 @@ def load_released_checkpoint(
             Prefixes `backbone.` and `module.`, a `state_dict` level and half precision are handled.
         method: "zeroi2v", "st_adapter" or "aim" (CLIP's layout, or that of its ImageNet ViT).
         num_heads: attention heads; default D / 64, as in every CLIP.
-        options: what shapes do not tell, by the names of the method's configuration (`time_offsets`,
-            `adapter_scale`, …), and `num_frames` where the checkpoint has no temporal embedding. Default: the
-            released recipe.
+        options: of the method's configuration, where the shapes of the weights do not determine them (`time_offsets`,
+            `adapter_scale`, …; `num_frames` where the checkpoint has no temporal embedding). Default: the released
+            recipe.
 
     Returns:
-        The model in eval mode; its classifier and final norm are the checkpoint's too.
+        The model in eval mode, with the classifier and the final norm of the checkpoint.
 
     Raises:
         ValueError: an unknown method; or keys that are missing, left over or of the wrong shape, all listed; or
@@ -138,7 +138,8 @@ def _released_names(method: str, model: PeftModel) -> dict[str, tuple[str, ...]]
 
 
 def _pair(method: str, name: str) -> tuple[str | None, tuple[str, ...]]:
-    """The released name of one of our parameters, and all of ours that it holds; None where another one stands."""
+    """The released name of one of our parameters, and all of ours that the released tensor holds. None for a parameter
+    that another one's entry covers."""
     plain = re.sub(r"\.modules_to_save\.[^.]+", "", name)
     if ".original_module." in name:
         return None, ()
@@ -157,7 +158,7 @@ def _pair(method: str, name: str) -> tuple[str | None, tuple[str, ...]]:
 
 
 def _patterns(method: str) -> Iterator[tuple[str, str]]:
-    """Our names, relative to the image model, and what they are called in the released code."""
+    """Our names, relative to the image model, and the released code's names."""
     yield r"embeddings\.temporal\.i2v_embedding\.[^.]+", "temporal_embedding"
     # CLIP
     yield r"embeddings\.class_embedding", "class_embedding"
@@ -236,7 +237,7 @@ def _model_config(method: str, state: dict[str, torch.Tensor], num_heads: int | 
 
 
 def _tuner_config(method: str, state: dict[str, torch.Tensor], options: dict) -> I2VTunerConfig:
-    """What shapes tell of the method, then the options."""
+    """The method's configuration from the shapes of the weights, then from the options."""
     adapters = {  # block number, released name → the adapter's first matrix
         (int(m[1]), m[2]): value
         for key, value in state.items()
@@ -247,25 +248,25 @@ def _tuner_config(method: str, state: dict[str, torch.Tensor], options: dict) ->
         raise ValueError(
             f"The checkpoint has no adapter of {method}, none of {list(RELEASED_SITES[method])} in its blocks."
         )
-    names = [name for name in RELEASED_SITES[method] if any(name == found for _, found in adapters)]
+    names = [name for name in RELEASED_SITES[method] if any(name == other for _, other in adapters)]
     layers = sorted({layer for layer, _ in adapters})
     bottleneck, width = next(iter(adapters.values())).shape
-    told = {"layers_to_transform": None if len(layers) == _num_blocks(state) else layers}
+    found = {"layers_to_transform": None if len(layers) == _num_blocks(state) else layers}
     if "temporal_embedding" in state:
-        told["num_frames"] = state["temporal_embedding"].shape[1]
+        found["num_frames"] = state["temporal_embedding"].shape[1]
     else:
-        told["num_frames"] = 8
+        found["num_frames"] = 8
     if method == "st_adapter":
         conv = state[_block(state, layers[0]) + names[0] + ".conv.weight"]
-        told |= {"adapter_width": bottleneck, "kernel_size": tuple(conv.shape[2:])}
+        found |= {"adapter_width": bottleneck, "kernel_size": tuple(conv.shape[2:])}
     else:
-        told["adapter_ratio"] = bottleneck / width
+        found["adapter_ratio"] = bottleneck / width
     if method == "aim":
-        told["temporal_adapter_in"] = "T_Adapter_in" in names
+        found["temporal_adapter_in"] = "T_Adapter_in" in names
     else:
-        told["adapter_sites"] = [RELEASED_SITES[method][name][0] for name in names]
+        found["adapter_sites"] = [RELEASED_SITES[method][name][0] for name in names]
     config_class = {"zeroi2v": ZeroI2VConfig, "st_adapter": STAdapterConfig, "aim": AIMConfig}[method]
-    return config_class(**{**told, **options})
+    return config_class(**{**found, **options})
 
 
 def _block(state: dict[str, torch.Tensor], number: int) -> str:

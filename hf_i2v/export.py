@@ -1,4 +1,4 @@
-"""A saved video model for runtimes without transformers: `torch.export` and ONNX, float32 and int8.
+"""Export a saved video model for runtimes without transformers: `torch.export` and ONNX, float32 and int8.
 
     python -m hf_i2v.export my-video-model exported --int8 --validation_dir data/validation
 
@@ -61,17 +61,17 @@ def export_onnx(program: torch.export.ExportedProgram, path: str | Path, *, opse
     names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
     onnx = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names)
     for node in onnx.model.graph:
-        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # a place in files of this machine
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # paths of this machine
     onnx.save(path)
 
 
 def quantize(path: str | Path, int8_path: str | Path) -> None:
-    """Dynamic int8: weights of all matrix products as int8, activations quantised as they come."""
+    """Dynamic int8: the weights of all matrix products are int8, activations are quantised at run time."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(path)
-    del model.graph.value_info[:]  # shapes of intermediate values, which the quantiser finds out again, otherwise
+    del model.graph.value_info[:]  # shapes of intermediate values, which quantising changes
     quantize_dynamic(model, int8_path, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
 
 
@@ -89,8 +89,8 @@ class OnnxClassifier:
 
 @torch.no_grad()
 def largest_difference(run, model: I2VForVideoClassification) -> float:
-    """Largest difference between the model's logits and those of `run`, on batches of 1, 2 and 3 clips; NaN if one
-    of them is not finite."""
+    """Largest difference between the model's logits and those of `run`, on batches of 1, 2 and 3 clips; NaN if a
+    difference is not finite."""
     logits = Logits(model)
     batches = [example_clips(model, batch_size) for batch_size in (1, 2, 3)]
     differences_BK = torch.cat([run(clips) - logits(clips) for clips in batches])
@@ -102,7 +102,7 @@ def accuracy(run, model: I2VForVideoClassification, validation_dir: Path, batch_
     """Top-1 of `run` on folders of videos, one folder per label of the model.
 
     Raises:
-        ValueError: a folder is none of the model's labels.
+        ValueError: a folder's name is none of the model's labels.
     """
     videos = next(iter(load_video_folder(validation_dir).values()))
     names = videos.features["label"].names
@@ -128,11 +128,11 @@ def main(argv: list[str] | None = None) -> None:
     add("--validation_dir", type=Path, help="one sub-folder of videos per class, to measure accuracy on")
     args = parser.parse_args(argv)
     if args.int8 and args.validation_dir is None:
-        parser.error("--int8 needs --validation_dir: nobody should use a quantised model whose accuracy is unknown")
+        parser.error("--int8 needs --validation_dir: a quantised model is of no use while its accuracy is unknown")
 
     model = I2VForVideoClassification.from_pretrained(args.model, dtype=torch.float32).eval()
     if args.validation_dir is not None and model.config.preprocessing is None:
-        parser.error(f"{args.model} does not say how its pixels are made (preprocessing), so nothing can be measured")
+        parser.error(f"{args.model} has no preprocessing in its configuration, so its accuracy cannot be measured")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     pt2, onnx, int8 = (args.output_dir / f"model.{kind}" for kind in ("pt2", "onnx", "int8.onnx"))
     program = export_program(model)
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _megabytes(path: Path) -> str:
-    files = path.parent.glob(f"{path.name}*")  # ONNX keeps large weights in a file beside it
+    files = path.parent.glob(f"{path.name}*")  # ONNX may write large weights to a second file
     return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
 
 

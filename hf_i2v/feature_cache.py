@@ -1,10 +1,10 @@
-"""What a frozen model makes of fixed clips, computed once and kept on disk: training an M-adapter without the model.
+"""Features of a frozen model on fixed clips, computed once and kept on disk. An M-adapter trains from them alone.
 
     cache = FeatureCache.build("cache", model, clips)        # runs the frozen model once over the clips
     for batch in DataLoader(FeatureCache("cache", model, clips), collate_fn=collate_features): model(**batch)
 
 One safetensors file per clip, and `index.json` with a fingerprint of the frozen weights, the clips and their
-preprocessing. A cache that does not belong to the model or the clips at hand is refused.
+preprocessing. A cache of another model or other clips is refused.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ class FeatureCache(Dataset):
     """The cached clips: items with `levels` (L, T, P, D), `feature` (D,) and `labels`.
 
     Args:
-        folder: where `build` has put the features.
+        folder: written by `build`.
         model: the model with an active M-adapter.
-        clips: the data set that was cached (`VideoClips` with `train=False`, or any with a `fingerprint()`).
+        clips: the cached data set (`VideoClips` with `train=False`, or any with a `fingerprint()`).
 
     Raises:
         StaleCacheError: the cache does not belong to this model and these clips.
@@ -63,8 +63,8 @@ class FeatureCache(Dataset):
         """Run the frozen model over all clips, with a progress bar, and open the cache.
 
         Args:
-            folder: new or empty; `index.json` is written last, so what was broken off is not taken for a cache.
-            batch_size: clips at a time. Results of a batch may differ from those of single clips by rounding.
+            folder: new or empty. `index.json` is written last, so an interrupted build is never opened as a cache.
+            batch_size: clips at a time. Features may differ by rounding between batch sizes.
             num_workers: processes that decode.
         """
         folder = Path(folder)
@@ -104,9 +104,7 @@ def collate_features(items: Sequence[dict]) -> dict:
 
 def _fingerprints(model: nn.Module, clips: Dataset) -> dict[str, str]:
     if not hasattr(clips, "fingerprint"):
-        raise TypeError(
-            f"{type(clips).__name__} has no fingerprint(), so a stale cache could not be told from a good one."
-        )
+        raise TypeError(f"{type(clips).__name__} has no fingerprint(), so a stale cache could not be detected.")
     found = find_backbone(model)
     backbone = found.model
     branch = backbone.working_branch()

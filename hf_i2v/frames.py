@@ -1,4 +1,4 @@
-"""Frames of a clip: folding them into the batch, pooling over them, and how many of them a forward pass works on.
+"""Frames of a clip: folding them into the batch, unfolding them, and the number of frames in a running forward pass.
 
 Legend for shapes in this package: `B` clip, `T` frame, `N` token of a frame, `D` width, `H` head, `K` head width,
 `R` bottleneck, `M = B·T` frame of the batch; pixels are `C`, `h`, `w`.
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from transformers.utils import logging
 
-# ContextVar's thread safety where Python runs, and a plain global while torch.compile traces (it cannot trace one).
+# A ContextVar while Python runs, a plain global while torch.compile traces, because it cannot trace a ContextVar.
 from transformers.utils.output_capturing import CompileableContextVar
 
 _in_flight = CompileableContextVar("hf_i2v_in_flight")  # (number of frames, pooling, whether prefix only)
@@ -28,18 +28,18 @@ def pooling_in_flight() -> str:
 
 
 def prefix_only_in_flight() -> bool:
-    """Whether only the CLS and register tokens are read after the last block, so that it may skip the patches."""
+    """Whether only the CLS and register tokens are read after the last block. It may then skip the patches."""
     return _state()[2]
 
 
 def continue_with(num_frames: int) -> None:
-    """From here on the clip has `num_frames` frames."""
+    """Set the number of frames per clip for the rest of the forward pass."""
     _in_flight.set((num_frames, *_state()[1:]))
 
 
 @contextmanager
 def working_on(num_frames: int, pooling: str, prefix_only: bool = False):
-    """Everything called inside works on clips of `num_frames` frames, to be pooled in that way."""
+    """Set the number of frames, the pooling and whether only prefix tokens are read, for everything called inside."""
     token = _in_flight.set((num_frames, pooling, prefix_only))
     try:
         yield
@@ -51,8 +51,8 @@ def _state() -> tuple[int, str, bool]:
     state = _in_flight.get()
     if state is None:
         raise RuntimeError(
-            "A part of a video model ran outside the model's own forward, so the number of frames is unknown. "
-            "Call the whole model with `pixel_values` of shape (B, T, C, H, W)."
+            "A part of a video model was called on its own, so the number of frames is unknown. "
+            "Call the whole model with `pixel_values` of shape (B, T, C, h, w)."
         )
     return state
 
@@ -60,7 +60,7 @@ def _state() -> tuple[int, str, bool]:
 def fold(
     pixel_values: torch.Tensor, num_frames: int | None = None, num_channels: int | None = None
 ) -> tuple[torch.Tensor, int]:
-    """Lay the frames of all clips behind one another, as an image model takes them.
+    """Put the frames of all clips one after another into the batch dimension, for an image model.
 
     Args:
         pixel_values: (B, T, C, h, w); or (B·T, C, h, w), frames of one clip contiguous, together with `num_frames`.
@@ -71,11 +71,11 @@ def fold(
         (B·T, C, h, w) and T.
 
     Raises:
-        ValueError: pixels that are neither, of another layout or not normalised, 4-D pixels without `num_frames`, or a
-            batch that T does not divide.
+        ValueError: pixels of another layout or of an integer type, 4-D pixels without `num_frames`, or a batch that T
+            does not divide.
     """
     if pixel_values is None:
-        raise ValueError("pixel_values is missing: a video model takes clips of shape (B, T, C, H, W).")
+        raise ValueError("pixel_values is missing: a video model takes clips of shape (B, T, C, h, w).")
     shape = tuple(pixel_values.shape)
     if not pixel_values.is_floating_point():
         raise ValueError(
@@ -85,21 +85,21 @@ def fold(
     if len(shape) in (4, 5) and num_channels not in (None, shape[-3]):
         raise ValueError(
             f"pixel_values is {shape}, but its third dimension from the end must be the {num_channels} channels: "
-            "(B, T, C, H, W). Clips of (B, C, T, H, W) need .transpose(1, 2), those of (B, T, H, W, C) "
+            "(B, T, C, h, w). Clips of (B, C, T, h, w) need .transpose(1, 2), those of (B, T, h, w, C) "
             ".permute(0, 1, 4, 2, 3)."
         )
     if pixel_values.ndim == 5:
         if num_frames is not None and num_frames != shape[1]:
-            raise ValueError(f"num_frames ({num_frames}) does not agree with pixel_values (B, T, C, H, W) of {shape}.")
+            raise ValueError(f"num_frames ({num_frames}) does not agree with pixel_values (B, T, C, h, w) of {shape}.")
         return pixel_values.flatten(0, 1), shape[1]
     if pixel_values.ndim != 4:
         raise ValueError(
-            f"pixel_values must be (B, T, C, H, W), or (B*T, C, H, W) together with num_frames, but is {shape}."
+            f"pixel_values must be (B, T, C, h, w), or (B*T, C, h, w) together with num_frames, but is {shape}."
         )
     if num_frames is None:
         raise ValueError(
             f"pixel_values is 4-D {shape}, so it is unclear which frames belong to one clip. Pass clips as "
-            "(B, T, C, H, W), or say num_frames=T in the call for frames as (B*T, C, H, W)."
+            "(B, T, C, h, w), or say num_frames=T in the call for frames as (B*T, C, h, w)."
         )
     if num_frames < 1 or shape[0] % num_frames:
         raise ValueError(
@@ -109,7 +109,7 @@ def fold(
 
 
 def convolve_over_time(x_BTPR: torch.Tensor, weight_RK: torch.Tensor, bias_R: torch.Tensor) -> torch.Tensor:
-    """A depth-wise convolution along T with K taps and zero padding, as shifted multiply-adds: no other layout needed.
+    """A depth-wise convolution along T with K taps and zero padding, as shifted multiply-adds in the given layout.
 
     A cross-correlation, as in torch: the middle tap reads the frame itself, the one before it the previous frame.
     """
@@ -127,7 +127,7 @@ def unfold(x: torch.Tensor, num_clips: int) -> torch.Tensor:
 
 
 def over_frames(embedding_TD: torch.Tensor, num_frames: int) -> torch.Tensor:
-    """The temporal embedding for clips of another length: linearly interpolated along T, ends on ends."""
+    """The temporal embedding for `num_frames` frames: interpolated linearly along T, the ends kept."""
     if embedding_TD.shape[0] == num_frames:
         return embedding_TD
     if not torch.compiler.is_compiling():  # a logger would break the graph

@@ -1,4 +1,4 @@
-"""To the Hub: a model with its card in one commit, and checkpoints in the background while training goes on."""
+"""Uploads to the Hub: a model with its card as one commit, and checkpoints in the background during training."""
 
 import json
 import os
@@ -29,15 +29,15 @@ def push_to_hub(
     """Save a model or an adapter with its card, and upload that as one commit.
 
     Args:
-        model: an `I2VForVideoClassification`, or a `PeftModel` with an adapter of ours.
-        repo_id: "user/name"; made if it is not there.
-        facts: what the card shall say about the training.
-        private: whether a new repository is private; None: as the account has it.
-        token: for the Hub. Default: the one that `hf auth login` keeps.
+        model: an `I2VForVideoClassification`, or a `PeftModel` with an adapter of hf_i2v.
+        repo_id: "user/name"; created if it does not exist.
+        facts: what the card says about the training.
+        private: whether a new repository is private; None: the account's default.
+        token: for the Hub. Default: the one that `hf auth login` stored.
         commit_message: of the commit.
 
     Raises:
-        HfHubHTTPError: no permission, or the upload failed; calling it again goes on where it stopped.
+        HfHubHTTPError: no permission, or the upload failed. A second call continues it.
     """
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -55,10 +55,10 @@ def push_folder(
 ) -> CommitInfo:
     """Upload a saved model or adapter as one commit. Arguments and errors as in `push_to_hub`.
 
-    A base model that lies on this machine is not named to others; the folder itself stays as it is.
+    The local path of a base model is left out of the upload. The folder itself is not changed.
 
     Raises:
-        ValueError: weights in pickle files, which nobody should have to load.
+        ValueError: weights in pickle files, which may run code when they are loaded.
     """
     pickles = sorted(p.name for p in Path(folder).rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"))
     if pickles:
@@ -69,20 +69,20 @@ def push_folder(
     operations = [
         CommitOperationAdd(name.as_posix(), _for_others(path))
         for name, path in files.items()
-        if name.parts[0] not in (".git", ".cache")  # what git and huggingface_hub keep for themselves
+        if name.parts[0] not in (".git", ".cache")  # files of git and of huggingface_hub
     ]
     return api.create_commit(repo_id, operations, commit_message=commit_message or "Upload model")
 
 
 def _for_others(file: Path) -> Path | bytes:
-    """What is uploaded of a file: all of it, without the place of the base model on this machine."""
+    """The content of a file to upload, without the local path of the base model."""
     if file.name == "adapter_config.json":
         config = json.loads(file.read_text())
         base = config.get("base_model_name_or_path")
         if base and not hub_name(base):
             logger.warning(
-                "The adapter's base model is a local folder, which others do not have: its place is left out. If the "
-                "base is on the Hub, name it as base_model_name_or_path in %s and push again.",
+                "The adapter's base model is a local folder, so its path is left out of the upload. If the base is on "
+                "the Hub, name it as base_model_name_or_path in %s and push again.",
                 file,
             )
         return json.dumps(config | {"base_model_name_or_path": hub_name(base)}, indent=2, sort_keys=True).encode()
@@ -102,8 +102,8 @@ class CheckpointUploads:
         uploads.start(output_dir / "checkpoint-500", "step 500")     # returns at once
         uploads.wait()                                               # at the end of training
 
-    An upload that fails does not stop the training: it is reported, and what arrived is not sent again by the next.
-    A checkpoint must stay on disk as long as it is `under_way`.
+    A failed upload is logged and does not stop the training. The next one sends only files that have not arrived.
+    The caller keeps a checkpoint on disk as long as it is `under_way`.
     """
 
     def __init__(self, repo_id: str, *, private: bool | None = None, token: str | None = None):
@@ -119,10 +119,11 @@ class CheckpointUploads:
         return self._sent[0] if self._running is not None and not self._running.done() else None
 
     def start(self, folder: str | os.PathLike, name: str) -> bool:
-        """Begin to upload a checkpoint; `name` goes into the commit's message.
+        """Begin to upload a checkpoint; the commit's message holds `name`.
 
         Returns:
-            False if the upload before is still under way: then this checkpoint is left out, until `wait`.
+            False if the previous upload is still running. This checkpoint is then uploaded by `wait`, unless a newer
+            one follows.
         """
         self._newest = (Path(folder), name)
         if self.under_way:
@@ -132,8 +133,8 @@ class CheckpointUploads:
         return True
 
     def wait(self) -> None:
-        """Wait for the last upload, and send the newest checkpoint if it has not arrived; if that fails it is only
-        reported, for the result is still to come."""
+        """Wait for the running upload; if the newest checkpoint has not arrived, upload it now. A failure is only
+        logged."""
         if not self._arrived() or self._sent != self._newest:
             self._send_newest()
             self._arrived()
@@ -151,7 +152,7 @@ class CheckpointUploads:
         )
 
     def _arrived(self) -> bool:
-        """Wait for the upload that runs, if one does, and report it if it fails."""
+        """Wait for the running upload, if there is one. Log its failure and return False."""
         error = self._running.exception() if self._running is not None else None
         if error is not None:
             logger.warning("Uploading a checkpoint to %s failed (%s); training goes on.", self.repo_id, error)

@@ -1,4 +1,4 @@
-"""Reading an image checkpoint that a video model is made from."""
+"""Reads the image checkpoint that a video model is made from."""
 
 from dataclasses import asdict
 
@@ -25,7 +25,7 @@ def pretrained_image_model(name: str, allow_random_base: bool, kwargs: dict) -> 
     if config_class not in MODEL_MAPPING:
         raise ValueError(f"{name} holds a {config.model_type!r} model, which transformers has no image model for.")
     model_class = MODEL_MAPPING[config_class]
-    kwargs |= pooler_argument(config_class, False)  # no part of the published heads, nor of many checkpoints
+    kwargs |= pooler_argument(config_class, False)  # the published heads do not use it, and many checkpoints lack it
     image_model, info = model_class.from_pretrained(
         name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
@@ -36,8 +36,8 @@ def pretrained_image_model(name: str, allow_random_base: bool, kwargs: dict) -> 
         shown = "\n  ".join(problems[:20] + (["…"] if len(problems) > 20 else []))
         raise ValueError(
             f"{name} leaves {len(problems)} weights of its {model_class.__name__} uninitialised:\n  {shown}\n"
-            "An adapter on random frozen weights is worthless. Use a complete checkpoint, or say "
-            "allow_random_base=True if that is what you want."
+            "An adapter on random frozen weights is worthless. Use a complete checkpoint, or pass "
+            "allow_random_base=True to go on all the same."
         )
     return image_model
 
@@ -49,13 +49,13 @@ def image_model_from_config(config: I2VConfig) -> nn.Module:
 
 
 def pooler_argument(config_class: type, add_pooling_layer: bool) -> dict:
-    """The argument by which ViT takes or leaves its pooler; {} for models that have no such choice."""
+    """The argument that gives ViT its pooler or leaves it out; {} for models without that choice."""
     takes_it = "add_pooling_layer" in MODEL_MAPPING[config_class].__init__.__code__.co_varnames
     return {"add_pooling_layer": add_pooling_layer} if takes_it else {}
 
 
 def preprocessing_of(name: str, **hub) -> dict | None:
-    """How the image model wants its pixels; None where the processors here cannot do it (not a square)."""
+    """The image model's preprocessing; None, with a warning, if hf_i2v has no processor for it (not a square)."""
     try:
         return asdict(preprocessing_from_pretrained(name, **hub))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Finishing a model: what folds goes into the frozen weights, what does not fold becomes the model's own.
+"""Finishing a model: affine modules are folded into the frozen weights, all others become the model's own.
 
 On the input side of a frozen layer W x + b an affine map A x + a folds to W ← W·A, b ← b + W·a, on the output side to
 W ← A·W, b ← A·b + a (ZeroI2V, arXiv 2310.01324, section 3.3). Everything is computed in float32 or wider and cast
@@ -20,10 +20,12 @@ from .quantized import dequantized, is_quantized, warn_dequantized
 
 @dataclass
 class Folded:
-    """What folding one adapter into one block has changed; `undo` puts it back, exactly."""
+    """The changes that folding one adapter made to one block. `undo` reverts them exactly."""
 
     weights: list[tuple[nn.Parameter, torch.Tensor]] = field(default_factory=list)
-    new_biases: list[tuple[nn.Linear, object, str]] = field(default_factory=list)  # and the config's name for it
+    new_biases: list[tuple[nn.Linear, object, str]] = field(
+        default_factory=list
+    )  # and its option in the configuration
     quantized: list[tuple[nn.Module, str, nn.Linear]] = field(default_factory=list)
 
     def undo(self) -> None:
@@ -44,8 +46,8 @@ def fold_into_weights(
     Quantised weights are dequantised first, with a warning.
 
     Raises:
-        ValueError: with `check`, a weight would not be finite; or a projection can have no bias that the adapter
-            needs. The block is left as it was.
+        ValueError: with `check`, a weight would not be finite; or the adapter needs a bias that a projection cannot
+            have. The block is left as it was.
     """
     merged: dict[nn.Parameter, torch.Tensor] = {}
     done = Folded()
@@ -77,10 +79,10 @@ def _projections_at(block: nn.Module, site: str) -> list[tuple[nn.Module, str]]:
 def _with_bias(block: nn.Module, site: str, parent: nn.Module, name: str, done: Folded) -> nn.Linear:
     """The projection as an ordinary one with a bias, for the constant part of an affine map.
 
-    A new bias is noted in the model's configuration, so that a saved model has it when it loads.
+    A new bias is written into the model's configuration, so that a saved model loads with it.
 
     Raises:
-        ValueError: the configuration has no word for such a bias.
+        ValueError: the configuration has no option for such a bias.
     """
     if is_quantized(getattr(parent, name)):
         done.quantized.append((parent, name, getattr(parent, name)))
@@ -93,8 +95,8 @@ def _with_bias(block: nn.Module, site: str, parent: nn.Module, name: str, done: 
     flag = next((flag for flag in (word, "qkv_bias") if hasattr(config, flag)), None)
     if flag is None:
         raise ValueError(
-            f"A linear adapter at {site!r} cannot be merged: {name} has no bias to take its constant part, "
-            f"and {type(config).__name__} cannot say that it has one. Leave {site!r} out of adapter_sites."
+            f"A linear adapter at {site!r} cannot be merged: {name} has no bias for its constant part, and "
+            f"{type(config).__name__} has no option to give it one. Leave {site!r} out of adapter_sites."
         )
     linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features), requires_grad=False)
     setattr(config, flag, True)
@@ -103,8 +105,8 @@ def _with_bias(block: nn.Module, site: str, parent: nn.Module, name: str, done: 
 
 
 def _fold_affine(linear: nn.Linear, affine: AffineMap, *, output_side: bool, merged: dict) -> None:
-    """Add to `merged` the weight and bias of A·(W x + b) + a, or of W·(A x + a) + b. A itself is never made: two thin
-    products per weight are cheaper than a square one."""
+    """Add to `merged` the weight and bias of A·(W x + b) + a, or of W·(A x + a) + b. A itself is never computed: two
+    thin products per weight are cheaper than a square one."""
     W = merged.get(linear.weight, linear.weight.detach()).to(affine.up.dtype)
     b = merged.get(linear.bias, linear.bias.detach()).to(affine.up.dtype)
     up, down, a = (tensor.detach().to(W.device) for tensor in affine)
@@ -129,8 +131,8 @@ def merge_layers(layers: list[nn.Module], *, check: bool, adapter_names: list[st
 
 
 def keep_as_own(backbone: Backbone, num_frames: int) -> set[str]:
-    """What the working adapters do becomes the model's own: modules that were not folded, time offsets, temporal
-    embedding, pooling and side branch.
+    """Make the working adapters' unfolded modules, time offsets, temporal embedding, pooling and side branch the
+    model's own.
 
     Returns:
         Names of the methods whose modules the model keeps.
@@ -162,7 +164,7 @@ def _keep_temporal_embedding(embeddings: nn.Module, num_frames: int) -> None:
 
 @torch.no_grad()
 def merge_error(model: PeftModel, pixel_values: torch.Tensor) -> tuple[nn.Module, float]:
-    """Merge an adapter (or bake it, where it cannot be merged) and say how far its output moved.
+    """Merge an adapter (or bake it, if it cannot be merged) and measure how far the output moved.
 
     Returns:
         The model, in eval mode, and the largest difference of a logit on `pixel_values` (B, T, C, h, w).
@@ -178,7 +180,7 @@ def merge_error(model: PeftModel, pixel_values: torch.Tensor) -> tuple[nn.Module
 
 @torch.no_grad()
 def merge_difference(model: PeftModel, pixel_values: torch.Tensor) -> float | None:
-    """As the second result of `merge_error`, with the model as before afterwards; None if it cannot be merged."""
+    """The second result of `merge_error`, or None if the adapter cannot be merged. The model stays unmerged."""
     video_model = model.eval().get_base_model()  # without the autocast of accelerate
     pixel_values = pixel_values.to(model.device)
     before = video_model(pixel_values)[0]

@@ -1,4 +1,4 @@
-"""The artefact that goes to the Hub: an image model's weights and what makes it a video model, in one folder."""
+"""The video models that are saved as one folder: an image model's weights, time offsets, baked modules, classifier."""
 
 from contextlib import suppress
 
@@ -33,12 +33,17 @@ class I2VPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """peft asks for it under this name, of which transformers' own warns."""
+        return self.is_activation_checkpointing
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool = True, **kwargs):
         """As everywhere in transformers, but from safetensors only.
 
         Raises:
-            ValueError: it is no video model of hf_i2v, or a weight is not finite.
+            ValueError: the folder holds no video model of hf_i2v, or a weight is not finite.
             OSError: there are no weights in safetensors.
         """
         if kwargs.get("config") is None:
@@ -59,13 +64,13 @@ class I2VPreTrainedModel(PreTrainedModel):
             isinstance(m, BaseTunerLayer) for m in self.modules()
         ):
             raise ValueError(
-                f"This {type(self).__name__} still holds an adapter, which would not load again with it. Save the "
-                "PeftModel around it, or call merge_and_unload(), bake() or unload() first."
+                f"This {type(self).__name__} still holds an adapter, which would not load again with it. Save its "
+                "PeftModel, or call merge_and_unload(), bake() or unload() first."
             )
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        from .cards import write_card  # takes the place of transformers' empty card
+        from .cards import write_card  # instead of transformers' empty card
 
         write_card(self, working_dir, repo_id=repo_id)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
@@ -75,13 +80,13 @@ class I2VPreTrainedModel(PreTrainedModel):
         return find_backbone(self).model.get_input_embeddings()
 
     def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None):
-        """Shift heads in time natively (STDHA, arXiv 2310.01324), so that any tuner of peft can ride on it.
+        """Make STDHA (arXiv 2310.01324) a part of the model, so that any tuner of peft can be attached to it.
 
         Args:
             time_offsets: as in `STDHAConfig`; None: the paper's for the backbone and the number of frames.
 
         Returns:
-            This model, which now shifts and says so in its configuration.
+            This model. Its configuration holds the offsets.
         """
         backbone = find_backbone(self)
         stdha = STDHAConfig(num_frames=self.config.num_frames, time_offsets=time_offsets)
@@ -110,18 +115,18 @@ class I2VModel(I2VPreTrainedModel):
         backbone = find_backbone(self.image_model)
         to_video(backbone)
         config.time_record().apply(backbone, config.num_frames)
-        config.feature_reads_prefix = self.image_model.feature_reads_prefix  # nothing can try it on the meta device
+        config.feature_reads_prefix = self.image_model.feature_reads_prefix  # no trial on the meta device
         check_limit("number of parameters", sum(p.numel() for p in self.parameters()), MAX_PARAMETERS)
         self._no_split_modules = list(getattr(self.image_model, "_no_split_modules", None) or [])
         self.post_init()
 
     @classmethod
     def from_video_backbone(cls, image_model: nn.Module, *, num_frames: int, methods: list[str]) -> "I2VModel":
-        """Wrap a backbone that was adapted and merged, so that it saves and loads as the video model it is."""
-        name = image_model.name_or_path  # before the configuration, which has it too, is rid of it
+        """Wrap an adapted and merged backbone in a model that saves and loads."""
+        name = image_model.name_or_path  # read first: `I2VConfig` clears the name in the image configuration
         config = I2VConfig(image_config=image_model.config, num_frames=num_frames, methods=methods)
         config.base_model = hub_name(name)
-        with suppress(OSError):  # made in code, or its folder is gone
+        with suppress(OSError):  # the model was made in code, or its folder is gone
             config.preprocessing = preprocessing_of(name) if name else None
         config.describe_time(image_model)
         keep_from_initialisation(image_model)
@@ -137,13 +142,13 @@ class I2VModel(I2VPreTrainedModel):
         """
         Args:
             pixel_values: (B, T, C, h, w), or (B·T, C, h, w) together with `num_frames`.
-            frozen_features: in their place, what a side branch (M-adapter) needs of the frozen model.
+            frozen_features: `FrozenFeatures` instead of pixels, for a model with a side branch (M-adapter).
 
         Returns:
-            `pooler_output` (B, D), `last_hidden_state` (B, T, N, D), and (B, T, …) for what else is asked for.
+            `pooler_output` (B, D), `last_hidden_state` (B, T, N, D), and any further output as (B, T, …).
         """
         for name in ("output_hidden_states", "output_attentions"):
-            if kwargs.get(name) is None:  # else the image model's own configuration decides
+            if kwargs.get(name) is None:  # None: the image model's configuration decides
                 kwargs[name] = getattr(self.config, name) or None
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return self.image_model(pixel_values, num_frames=num_frames, return_dict=return_dict, **kwargs)
@@ -181,14 +186,14 @@ class I2VForVideoClassification(I2VPreTrainedModel):
                 that holds one (CLIP, an image classifier).
             num_frames: frames per clip T.
             num_labels, id2label, label2id: as everywhere in transformers.
-            allow_random_base: go on although the checkpoint leaves weights of the backbone uninitialised.
+            allow_random_base: accept a checkpoint that leaves weights of the backbone uninitialised.
             classifier_dropout: dropout before the classifier.
             kwargs: for the image model's `from_pretrained` (`dtype`, `attn_implementation`, `revision`, …).
 
         Raises:
-            ValueError: the checkpoint has no or misshapen weights for a part of the backbone, or arguments that do
-                not agree.
-            UnsupportedBackboneError: it is no vision transformer that can be adapted.
+            ValueError: the checkpoint lacks weights of the backbone or has them in another shape, or arguments
+                contradict each other.
+            UnsupportedBackboneError: the model is no vision transformer that can be adapted.
         """
         if num_frames < 1:
             raise ValueError(f"num_frames ({num_frames}) must be >= 1")
@@ -227,7 +232,7 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         """
         Args:
             pixel_values: (B, T, C, h, w), or (B·T, C, h, w) together with `num_frames`.
-            frozen_features: in their place, what a side branch (M-adapter) needs of the frozen model.
+            frozen_features: `FrozenFeatures` instead of pixels, for a model with a side branch (M-adapter).
             labels: (B,) class indices; for other problem types as in transformers' sequence classification.
 
         Returns:

@@ -1,4 +1,4 @@
-"""A tuner and its options as a command line says them."""
+"""A tuner and its options from a command line."""
 
 import dataclasses
 import importlib
@@ -14,10 +14,10 @@ from .methods.config import METHODS, I2VTunerConfig
 def tuner_config(tuner: str, pairs: list[str]) -> I2VTunerConfig:
     """`"st_adapter+inti"` and `["adapter_width=128", "insert_before=[3]"]` as a configuration; values are YAML.
 
-    A method in somebody's own file is called `package.module:Config`. An option goes to every method that has it.
+    An outside method is named `package.module:Config`. Every method that has an option gets it.
 
     Raises:
-        SystemExit: a method or an option that does not exist; these are a user's words on a command line.
+        SystemExit: a method or an option that does not exist.
     """
     names = [_imported(name) if ":" in name else name for name in tuner.split("+")]
     if unknown := [name for name in names if name not in METHODS]:
@@ -68,6 +68,6 @@ def tuner_options(tuner: str, methods: dict[str, type], pairs: list[str]) -> dic
 def _value(text: str):
     value = yaml.safe_load(text)
     try:
-        return float(value) if isinstance(value, str) else value  # YAML takes 5e-1 for a text
+        return float(value) if isinstance(value, str) else value  # YAML reads 5e-1 as a string
     except ValueError:
         return value

@@ -1,4 +1,4 @@
-"""transformers' video-classification pipeline, sampling frames as the model was trained: over the whole video."""
+"""transformers' video-classification pipeline, with frames sampled over the whole video as in training."""
 
 from transformers import VideoClassificationPipeline
 
@@ -6,11 +6,11 @@ from .data import VideoReader, uniform_indices
 
 
 class I2VVideoClassificationPipeline(VideoClassificationPipeline):
-    """For an I2V model, the middle frames of `num_frames` equal segments of the video; transformers' own takes the
-    first frames. Any other model, and a `frame_sampling_rate`, get what transformers does."""
+    """An I2V model gets the middle frames of `num_frames` equal segments of the video; transformers' pipeline takes
+    the first frames. Other models, and calls with a `frame_sampling_rate`, are handled by transformers."""
 
     def check_model_type(self, supported_models):
-        if self.model.config.model_type != "i2v":  # transformers knows its own models only
+        if self.model.config.model_type != "i2v":  # transformers accepts only its own models
             super().check_model_type(supported_models)
 
     def preprocess(self, video, num_frames=None, frame_sampling_rate=None):

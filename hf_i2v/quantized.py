@@ -1,4 +1,4 @@
-"""Frozen projections that bitsandbytes or torchao quantised, and what to do with them when something is merged."""
+"""Projections that bitsandbytes or torchao quantised, and dequantising them for a merge."""
 
 import copy
 import warnings
@@ -27,16 +27,16 @@ def dequantized(linear: nn.Linear, dtype: torch.dtype) -> nn.Linear:
 
 def _weight(linear: nn.Linear) -> torch.Tensor:
     if getattr(getattr(linear.weight, "quant_state", None), "packing_format_for_cpu", False):
-        # bitsandbytes repacks 4-bit weights for inference on a CPU, and (0.50) loses scales on the way back; what the
-        # layer does to the unit vectors is its weight
+        # bitsandbytes 0.50 repacks 4-bit weights for inference on a CPU, and loses scales when it unpacks them. The
+        # layer's results on the unit vectors are its weight.
         with torch.no_grad():
             units = torch.eye(linear.in_features, device=linear.weight.device)
             return (linear(units) - (0 if linear.bias is None else linear.bias)).T.contiguous()
-    return dequantize_module_weight(copy.deepcopy(linear))  # of a copy: it moves the layer's own weights about
+    return dequantize_module_weight(copy.deepcopy(linear))  # of a copy: the function moves the weights between devices
 
 
 def dequantize(model: nn.Module, dtype: torch.dtype) -> None:
-    """Make every quantised projection in `model` an ordinary one, in place, and say so in its configuration."""
+    """Make every quantised projection in `model` an ordinary one, in place, and update its configuration."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if is_quantized(child):
@@ -49,7 +49,7 @@ def dequantize(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def warn_dequantized(what: str, dtype: torch.dtype) -> None:
-    """Say what merging did to a quantised model."""
+    """Warn that merging dequantised weights."""
     warnings.warn(
         f"{what}: the quantised frozen weights that it touches were dequantised, merged in float32 and kept as "
         f"{str(dtype).removeprefix('torch.')}. The model takes more memory than before; quantise the saved model "

@@ -11,7 +11,7 @@ from .tuner import I2VTuner
 
 
 def register_method(config_class: type[I2VTunerConfig]) -> type[I2VTunerConfig]:
-    """Register a method, as a bare decorator on its configuration dataclass; a second call changes nothing.
+    """Register a method: a bare decorator on its configuration dataclass. A second call changes nothing.
 
     ```python
     @hf_i2v.register_method
@@ -23,18 +23,18 @@ def register_method(config_class: type[I2VTunerConfig]) -> type[I2VTunerConfig]:
             return {"attention_in": TokenShift()}
     ```
 
-    From then on `get_peft_model`, `+`, saving and loading, `--tuner token_shift`, costs and cards know it. A process
-    that loads such an adapter or model imports the file first; a finished model carries the file along.
+    From then on it works with `get_peft_model`, `+`, saving and loading, `--tuner token_shift`, costs and cards. A
+    process that loads such an adapter imports the file first. A finished model is saved together with the file.
 
     Raises:
         TypeError: not a configuration class of hf_i2v.
-        ValueError: it does not say its `method_name`, `title` or `paper`, or another method has its name.
+        ValueError: `method_name`, `title` or `paper` is missing, or another method has the name.
     """
     if not (isinstance(config_class, type) and issubclass(config_class, I2VTunerConfig)):
         raise TypeError(f"register_method takes a subclass of hf_i2v.I2VTunerConfig, not {config_class!r}.")
     missing = [name for name in ("method_name", "title", "paper") if not getattr(config_class, name, None)]
     if missing:
-        raise ValueError(f"{config_class.__name__} does not say its {', '.join(missing)}; set class attributes.")
+        raise ValueError(f"{config_class.__name__} has no {', '.join(missing)}. Set them as class attributes.")
     name = config_class.method_name
     if name != name.lower() or not name.isidentifier():
         raise ValueError(f"method_name {name!r} of {config_class.__name__} must be an identifier in lower case.")
@@ -44,7 +44,7 @@ def register_method(config_class: type[I2VTunerConfig]) -> type[I2VTunerConfig]:
 
 
 def register_with_peft(config_class: type[I2VTunerConfig]) -> None:
-    """Let peft know the type under its `method_name`.
+    """Register the configuration class with peft under its `method_name`.
 
     Raises:
         ValueError: another configuration class has the name.
@@ -56,7 +56,7 @@ def register_with_peft(config_class: type[I2VTunerConfig]) -> None:
             name=config_class.method_name, config_cls=config_class, model_cls=I2VTuner, prefix=I2VTuner.prefix
         )
     elif (known.__module__, known.__qualname__) == (config_class.__module__, config_class.__qualname__):
-        PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class  # its file may have been run again
+        PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_class  # its file was run again
     else:
         raise ValueError(
             f"The method_name {config_class.method_name!r} of {config_class.__name__} is taken by {known.__name__} of "
@@ -72,6 +72,6 @@ def register_auto_classes(config_cls: type, model_cls: type, classifier_cls: typ
 
 
 def register_pipeline() -> None:
-    """`pipeline("video-classification")` samples I2V models' frames over the whole video."""
+    """Make `pipeline("video-classification")` sample the frames of I2V models over the whole video."""
     task = PIPELINE_REGISTRY.supported_tasks["video-classification"]
-    task["impl"] = "hf_i2v.pipeline.I2VVideoClassificationPipeline"  # imported when it is used
+    task["impl"] = "hf_i2v.pipeline.I2VVideoClassificationPipeline"  # transformers imports it on use

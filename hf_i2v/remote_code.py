@@ -1,11 +1,11 @@
-"""The code that travels with a saved model, for people who do not have hf_i2v.
+"""The code that is saved with a model, for machines without hf_i2v.
 
-Two flat files are made from the package's own source: each holds the definitions that a loaded model (or the pipeline)
-can reach, in the order in which Python imports them, and nothing that attaches, trains or merges adapters. So there is
-one source of truth, and what stands on the Hub needs torch and transformers only.
+Two flat files are made from the package's own source. Each holds the definitions that a loaded model (or the pipeline)
+can reach, in the order in which Python imports them, and nothing that attaches, trains or merges adapters. A model on
+the Hub then needs torch and transformers only.
 
-A method that is not one of hf_i2v's travels as its own file, with its imports of hf_i2v pointed at the flat one. Such
-a file needs hf_i2v for the definitions of a model only, and imports nothing from its neighbours.
+The file of an outside method is copied, and its imports of hf_i2v are changed to imports of the flat file. Such a file
+may use those definitions of hf_i2v that a loaded model needs, and imports nothing from its neighbours.
 """
 
 import ast
@@ -21,7 +21,7 @@ from pathlib import Path
 from .version import __version__
 
 PACKAGE = Path(__file__).parent
-FILES = {  # name of the flat file: what it is for, each with the module of the package
+FILES = {  # flat file: (module of the package, definition) that it must hold
     "modeling_i2v": [
         *(("modeling_i2v", name) for name in ("I2VConfig", "I2VModel", "I2VForVideoClassification")),
         ("registration", "register_method"),
@@ -40,7 +40,7 @@ CUSTOM_PIPELINES = {
         "type": "multimodal",
     }
 }
-LEFT_OUT = {  # methods that only adapting or saving needs
+LEFT_OUT = {  # functions that a loaded model does not need
     "I2VConfig": {"save_pretrained"},
     "I2VPreTrainedModel": {"with_stdha", "save_pretrained", "_upload_modified_files"},
     "I2VModel": {"from_video_backbone"},
@@ -48,10 +48,10 @@ LEFT_OUT = {  # methods that only adapting or saving needs
     "I2VTunerConfig": {"__add__", "describe_model", "to_dict", "save_pretrained", "target_modules"},
     "VideoBlock": {"bake"},
 }
-STAND_INS = {  # for the little that these definitions ask of peft and accelerate
+STAND_INS = {  # in place of definitions that need peft or accelerate
     "PeftConfig": """
 @dataclass
-class PeftConfig:  # a saved model needs no more of peft's class
+class PeftConfig:  # all of peft's class that a saved model needs
     def __post_init__(self):
         pass
 """,
@@ -66,7 +66,7 @@ def register_method(config_class):
 """,
     "_without_hook": """
 @contextmanager
-def _without_hook(module):  # hooks of accelerate come after a model is built
+def _without_hook(module):  # accelerate adds its hooks after the model is built
     yield
 """,
 }
@@ -78,14 +78,14 @@ A Hugging Face image transformer as a video model: see https://arxiv.org/abs/231
 '''
 SIBLING = """\
 
-if TYPE_CHECKING:  # never run: transformers keeps the files that this one names when the model is saved again
+if TYPE_CHECKING:  # never run: transformers also copies the files that this one imports
     from .pipeline_i2v import I2VVideoClassificationPipeline
 """
 COMES_WITH_TRANSFORMERS = {"torch", "transformers", "numpy", "huggingface_hub", *sys.stdlib_module_names}
 
 
 def write_remote_code(folder: str | os.PathLike, methods: Sequence[type] = ()) -> None:
-    """Put the flat files beside a saved `config.json`, and let it point at them.
+    """Write the flat files beside a saved `config.json`, and name them in it.
 
     Args:
         methods: configuration classes of the methods whose modules are a part of the model.
@@ -118,7 +118,7 @@ def flat_file(name: str, methods: tuple[type, ...] = ()) -> str:
         bundle.take(module, root)
     bundle.imports["TYPE_CHECKING"] = "from typing import TYPE_CHECKING"
     registered = "".join(f"\nregister_method({method.__name__})\n" for method in own)
-    # at the end, because those files import from this one
+    # at the end, because the methods' files import this one
     registered += "".join(f"\nfrom .{file.path.stem} import {file.method} as {file.method}\n" for file in files)
     return header + bundle.text() + registered + SIBLING
 
@@ -128,17 +128,17 @@ def _is_own(method: type) -> bool:
 
 
 class _OutsideFile:
-    """The file of somebody's own method, which goes along with a model that needs it.
+    """The file of an outside method, which is saved with a model that needs it.
 
     Attributes:
-        needed: what it imports of hf_i2v, each with its module there.
+        needed: its imports of hf_i2v, as (module, name).
     """
 
     def __init__(self, method: type, path: Path):
         self.method, self.path = method.__name__, path
         self.lines = path.read_text().splitlines()
         self.needed: list[tuple[str, str]] = []
-        self.replaced: dict[int, tuple[int, str]] = {}  # first line of an import → its last line, what stands there
+        self.replaced: dict[int, tuple[int, str]] = {}  # first line of an import → its last line, the new text
         tree = ast.parse("\n".join(self.lines))
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.level:
@@ -165,13 +165,13 @@ class _OutsideFile:
 
 
 def _imported_as(node: ast.Import) -> str | None:
-    """The name by which an `import` statement knows this package."""
+    """The name that an `import` statement gives to this package."""
     return next((alias.asname or alias.name for alias in node.names if alias.name == __package__), None)
 
 
 @cache
 def _outside_file(method: type) -> _OutsideFile | None:
-    """The file of somebody's own method; None, with a warning, where it cannot go along."""
+    """The file of an outside method; None, with a warning, if it cannot be saved with the model."""
     try:
         path = Path(inspect.getsourcefile(method))
         if not path.exists() or path.stem in FILES or not path.stem.isidentifier():
@@ -179,8 +179,8 @@ def _outside_file(method: type) -> _OutsideFile | None:
         return _OutsideFile(method, path)
     except (OSError, TypeError, ValueError) as error:
         warnings.warn(
-            f"The code of {method.__name__} does not go along with the model ({error}). To load the model, "
-            f"install hf_i2v and import what registers the method {method.method_name!r} first.",
+            f"The code of {method.__name__} is not saved with the model ({error}). To load the model, install "
+            f"hf_i2v and first import the module that registers the method {method.method_name!r}.",
             stacklevel=2,
         )
         return None
@@ -242,7 +242,7 @@ class _Bundle:
         self.imports: dict[str, str] = {}
 
     def take(self, module_name: str, name: str) -> None:
-        """Add a definition and all that it needs."""
+        """Add a definition, and those that it uses."""
         if module_name not in self.modules:
             self.modules[module_name] = _Module(module_name)
         module = self.modules[module_name]
@@ -296,8 +296,8 @@ class _Bundle:
         return "\n".join([*self.import_statements(), "", *texts]) + "\n"
 
     def import_statements(self) -> list[str]:
-        """What may be missing comes last and says so: transformers looks for all imports outside of a `try` before it
-        loads a model, which can do without the pipeline's."""
+        """Imports of further packages come last, in a `try`: before transformers loads a model it demands all packages
+        that are imported outside of one, and a model needs none of the pipeline's."""
         statements = sorted(set(self.imports.values()))
         optional = [s for s in statements if s.split()[1].partition(".")[0] not in COMES_WITH_TRANSFORMERS]
         if not optional:
@@ -309,7 +309,7 @@ class _Bundle:
         ]
 
     def import_order(self) -> list[str]:
-        """The modules as Python would finish importing them: what a module uses comes before it."""
+        """The modules in the order in which Python finishes importing them: each after those that it imports."""
         order: dict[str, None] = {}
 
         def visit(name: str, above: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""A module that takes on another class in place, derived from its own: it keeps its weights, names and hooks."""
+"""Exchange a module's class in place for one derived from it. The module keeps its weights, names and hooks."""
 
 from contextlib import contextmanager
 from functools import cache
@@ -17,10 +17,10 @@ class Swapped:
 
 
 def swap_in(module: nn.Module, mixin: type) -> None:
-    """Let `mixin` come before the module's own class.
+    """Give the module a class that derives from `mixin` and, after it, from its own class.
 
     Raises:
-        UnsupportedBackboneError: the module's forward was replaced on the instance, which would hide the new one.
+        UnsupportedBackboneError: the module has a forward of its own in its instance, which would hide the new one.
     """
     with _without_hook(module):
         if "forward" in module.__dict__:
@@ -38,11 +38,12 @@ def swap_out(module: nn.Module) -> None:
 
 @contextmanager
 def _without_hook(module: nn.Module):
-    """accelerate's hooks (`device_map`) wrap the forward that the module had when they came: let them come again."""
+    """accelerate's hooks (`device_map`) keep the old class's forward. Remove the hook before the swap, add it again
+    after."""
     hook = getattr(module, "_hf_hook", None)
     if hook is not None:
         remove_hook_from_module(module)
-        module.__dict__.pop("forward", None)  # it leaves the bound method of the old class there
+        module.__dict__.pop("forward", None)  # removing the hook leaves the bound method of the old class
     try:
         yield
     finally:
@@ -52,7 +53,7 @@ def _without_hook(module: nn.Module):
 
 @cache
 def _mixed(mixin: type, cls: type) -> type:
-    # same name: wrap policies, device maps and transformers' registries know a block by it
+    # Same name: wrap policies, device maps and transformers' registries find a block by its class name.
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return type(cls.__name__, (mixin, cls), names)
 

@@ -1,4 +1,4 @@
-"""What an adapter was trained on: shape, a sample of the frozen weights, and labels of its model."""
+"""The model that an adapter was trained on: its shape, a sample of its frozen weights, and its labels."""
 
 import hashlib
 import warnings
@@ -14,7 +14,7 @@ SAMPLED = 64  # elements of each weight
 
 
 def shape_of(backbone: Backbone) -> dict[str, int | str]:
-    """What an adapter's weights depend on, in transformers' words."""
+    """The sizes that an adapter's weights depend on, by transformers' names."""
     return {
         "model_type": backbone.model.config.model_type,
         "hidden_size": backbone.hidden_size,
@@ -25,8 +25,8 @@ def shape_of(backbone: Backbone) -> dict[str, int | str]:
 
 @torch.no_grad()
 def weights_sample(model: nn.Module) -> dict[str, str] | None:
-    """The dtype, and a hash of elements spread over every weight, of an image or video backbone without its adapters:
-    whatever was merged into it or trained further shows. None for weights that are quantised or not there yet."""
+    """The dtype of a backbone without its adapters, and a hash of elements spread over each of its weights. Merging or
+    further training changes the hash. None for weights that are quantised or on the meta device."""
     tuned = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     weights = {
         name.replace("original_module.", ""): parameter
@@ -44,16 +44,16 @@ def weights_sample(model: nn.Module) -> dict[str, str] | None:
 
 
 def has_other_weights(trained_on: dict, model: nn.Module) -> bool:
-    """Whether the backbone's weights are known to be others than those that the adapter was trained on.
+    """Whether the backbone's weights are known to differ from those that the adapter was trained on.
 
-    Weights in another dtype, quantised, or of an adapter that does not say, cannot be compared.
+    False also where they cannot be compared: in another dtype, quantised, or not recorded by the adapter.
     """
     before, now = trained_on.get("weights"), weights_sample(model)
     return bool(before and now and before["dtype"] == now["dtype"] and before["sha256"] != now["sha256"])
 
 
 def check_trained_on(config, model: nn.Module, backbone: Backbone) -> None:
-    """An adapter from disk must meet a model of the same shape and labels; other weights and names give a warning.
+    """Check that an adapter from disk fits the model. Other weights or label names give a warning.
 
     Raises:
         ValueError: another kind, shape or number of labels.
@@ -73,7 +73,7 @@ def check_trained_on(config, model: nn.Module, backbone: Backbone) -> None:
     if has_other_weights(trained_on, backbone.model):
         warnings.warn(
             f"This {type(config).__name__} was trained on a {found['model_type']} with other weights than this one's. "
-            "Load it on the checkpoint that it was trained on, unless you mean to move it.",
+            "Load it on the checkpoint that it was trained on, unless you mean to move it to other weights.",
             stacklevel=2,
         )
     names = (trained_on.get("video_model") or {}).get("id2label")

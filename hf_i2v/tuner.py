@@ -27,8 +27,8 @@ from .video import BackboneLayer, EmbeddingsLayer, VideoBackbone, to_image, to_v
 class I2VTuner(BaseTuner):
     """Attaches a method to the vision transformer inside `model`, which then takes clips (B, T, C, h, w).
 
-    A tuner layer is added beside the parts of each adapted block (`sites`) and of the embeddings (`temporal`); the
-    model's own modules keep their names.
+    A tuner layer is added beside the parts of each adapted block (`sites`), of the embeddings (`temporal`) and of the
+    whole backbone (`clip_head`). The model's own modules keep their names.
     """
 
     prefix = "i2v_"
@@ -38,15 +38,14 @@ class I2VTuner(BaseTuner):
         layers = [m for m in model.modules() if isinstance(m, (BaseTunerLayer, PeftModel))]
         if any(isinstance(layer, I2VLayer) for layer in layers):
             raise ValueError(
-                "This model was adapted already. Give the PeftModel that you have another adapter of the same method "
-                "with add_adapter(name, config), compose methods as ConfigA(...) + ConfigB(...), or call unload() "
-                "first."
+                "This model was adapted already. To add an adapter of the same method, call add_adapter(name, config) "
+                "on its PeftModel; compose methods as ConfigA(...) + ConfigB(...); or call unload() first."
             )
         if layers:
             raise ValueError(
-                f"This model was adapted already, by another tuner of peft ({type(layers[0]).__name__}): "
-                "its weights would be lost in a merge or a file of this one. Call its merge_and_unload() or unload() "
-                "first; to train another tuner together with STDHA, attach it to a video model with_stdha()."
+                f"This model was adapted already, by another tuner of peft ({type(layers[0]).__name__}). "
+                "A merge or a saved adapter of hf_i2v would lose that tuner's weights. Call its merge_and_unload() or "
+                "unload() first. To train another tuner together with STDHA, attach it to model.with_stdha()."
             )
         super().__init__(model, *args, **kwargs)
 
@@ -62,7 +61,8 @@ class I2VTuner(BaseTuner):
         if backbone.model._modules.get("baked_branch") is not None:
             raise ValueError(
                 f"{type(peft_config).__name__} would never learn on this model: its baked side branch (M-adapter) "
-                "reads the frozen model without a graph, so no gradient comes back. Adapt the image model instead."
+                "runs the frozen model without a graph, so no gradient reaches an adapter. Adapt the image model "
+                "instead."
             )
         foreign_head = backbone.name and hasattr(model, "classifier") and not hasattr(model, "i2v")
         if foreign_head and peft_config.has_branch:
@@ -92,10 +92,10 @@ class I2VTuner(BaseTuner):
         return nullcontext()
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
-        # what is filled in belongs to this model: the caller's configuration may serve for another
+        # `resolve` fills in values of this model. The caller may use the configuration for another model.
         self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        # afterwards, because the backbone may be the model itself, which peft's loop over submodules does not visit
+        # The backbone may be the model itself, and peft's loop visits submodules only: so it gets its layer here.
         config, backbone = self.peft_config[adapter_name], self._backbone.model
         with torch.device("meta") if kwargs.get("low_cpu_mem_usage") else nullcontext():
             branch = config.branch_module(self._backbone)
@@ -107,7 +107,7 @@ class I2VTuner(BaseTuner):
             backbone.clip_head.pooling[adapter_name] = config.pooling
         if branch is not None:
             backbone.clip_head.i2v_branch[adapter_name] = _moved(branch, next(backbone.parameters()))
-            maybe_install_capturing_hooks(backbone)  # it would at the first call, but not under torch.compile
+            maybe_install_capturing_hooks(backbone)  # under torch.compile the first call does not
         backbone.clip_head.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
@@ -139,13 +139,13 @@ class I2VTuner(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """`…sites.i2v_<site>.<adapter>.<method>.down.weight`: here the adapter's name does not stand at the end."""
+        """`…sites.i2v_<site>.<adapter>.<method>.down.weight`: the adapter's name is not the last part of the key."""
         places = rf"(\.sites\.i2v_(?:{'|'.join(SITE_NAMES)})|\.clip_head\.i2v_branch)\.{re.escape(adapter_name)}\."
         without, found = re.subn(places, r"\1.", key)
         return without if found else super()._remove_adapter_name_from_key(key, adapter_name)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge the linear adapters of all blocks into the weights, to be unmerged again; all blocks or none.
+        """Merge the linear adapters of all blocks into the weights. `unmerge_adapter` undoes it, and so does an error.
 
         Raises:
             ValueError: an adapter that is unknown, cannot be merged or, with `safe_merge`, is not finite.
@@ -154,10 +154,10 @@ class I2VTuner(BaseTuner):
         merge_layers(self._tuner_layers(), check=safe_merge, adapter_names=adapter_names)
 
     def _unload_and_optionally_merge(self, merge=True, progressbar=False, safe_merge=False, adapter_names=None):
-        """Take all tuner layers out. Merged, what folds is in the weights and the model does in time what it did.
+        """Take all tuner layers out. After a merge the model computes the same as with the adapter.
 
-        A bare vision model that was merged comes back inside an `I2VModel`: as a plain image model it would run, but
-        ignore time without a word.
+        A bare vision model that was merged is returned inside an `I2VModel`. As a plain image model it would run and
+        silently ignore time.
         """
         if merge:
             self._check_mergeable(adapter_names or self.active_adapters, safe_merge)
@@ -166,7 +166,7 @@ class I2VTuner(BaseTuner):
             layer.unmerge()
         for module in self.model.modules():
             if isinstance(module, ModulesToSaveWrapper):
-                module.set_adapter([])  # peft would leave the trained copy in the place of the original
+                module.set_adapter([])  # else peft leaves the trained copy in place of the original
         self._remove_tuner_layers()
         if isinstance(self.model, I2VPreTrainedModel):
             self.model.config.describe_time(self.model)
@@ -177,8 +177,8 @@ class I2VTuner(BaseTuner):
     def bake(self) -> nn.Module:
         """Make the active adapter a part of the model, for methods that cannot be merged into its weights.
 
-        Linear adapters are merged where that changes nothing; the other modules stay, as the model's own. The result
-        saves and loads as one artefact (`I2VForVideoClassification`, or `I2VModel` for a bare vision model).
+        Linear adapters are merged, unless a method uses the attention twice. The other modules become the model's own.
+        The result saves and loads as one model (`I2VForVideoClassification`, or `I2VModel` for a bare vision model).
 
         Raises:
             ValueError: several adapters are active, or the method is in the model already.
@@ -202,8 +202,8 @@ class I2VTuner(BaseTuner):
             if stuck := sorted(part.method_name for part in self._parts([name]) if not part.merges):
                 raise ValueError(
                     f"The adapter {name!r} cannot be merged: {', '.join(stuck)} is no linear map of the "
-                    "weights. Call bake() to make it a part of the model instead, which can then be saved and loaded "
-                    "as one; or keep it as an adapter."
+                    "weights. Call bake() instead: it makes the adapter a part of the model, which saves and loads as "
+                    "one. Or keep the adapter."
                 )
         for baked in self._backbone.model.baked_methods:
             if config_from_dict(baked).reuses_attention:
@@ -213,20 +213,20 @@ class I2VTuner(BaseTuner):
                 )
         if not safe_merge:
             return
-        for path, module in self.model.named_modules():  # final norm and classifier, trained with the adapter
+        for path, module in self.model.named_modules():  # final norm and classifier
             if isinstance(module, ModulesToSaveWrapper):
                 for name in set(adapter_names) & set(module.modules_to_save):
                     if not all(torch.isfinite(p).all() for p in module.modules_to_save[name].parameters()):
                         raise ValueError(f"NaNs detected in {path}. The adapter {name} seems to be broken")
 
     def _finish(self, adapter_names: list[str], safe_merge: bool = False) -> nn.Module:
-        """Fold what folds into the weights, make all else the model's own, and take the tuner layers out."""
+        """Fold linear adapters into the weights, make all else the model's own, and take the tuner layers out."""
         backbone, before = self._backbone, list(self.active_adapters)
         parts = self._parts(adapter_names)
         methods = [*parts, *map(config_from_dict, backbone.model.baked_methods)]
         if list(adapter_names) != before:
             self.set_adapter(adapter_names)
-        if not any(method.reuses_attention for method in methods):  # there, folded weights would act twice
+        if not any(method.reuses_attention for method in methods):  # folded weights would act twice
             try:
                 merge_layers([layer for layer in self._tuner_layers() if not layer.merged], check=safe_merge)
             except BaseException:
@@ -249,9 +249,9 @@ class I2VTuner(BaseTuner):
             return I2VModel.from_video_backbone(self.model, num_frames=num_frames, methods=names)
         else:
             warnings.warn(
-                f"The merged {type(self.model).__name__} has its time offsets and temporal embedding in memory only: "
-                "saved and loaded again it would be the image model. Adapt its vision model, or build an "
-                "I2VForVideoClassification from it, to get a model that can be saved.",
+                f"The merged {type(self.model).__name__} has its time offsets and temporal embedding in memory only. "
+                "Saved and loaded again it would be the image model. For a model that can be saved, adapt its vision "
+                "model or build an I2VForVideoClassification from it.",
                 stacklevel=3,
             )
         return self.model
@@ -267,7 +267,7 @@ class I2VTuner(BaseTuner):
         return [module for module in self.model.modules() if isinstance(module, I2VLayer)]
 
     def _num_frames(self) -> int:
-        """Frames per clip of the model, or of the adapter where the model does not say."""
+        """Frames per clip: the model's `num_frames`, else the adapter's."""
         own = getattr(getattr(self.model, "config", None), "num_frames", None)
         return own or self.peft_config[self.active_adapters[0]].num_frames
 
@@ -282,19 +282,19 @@ def _agreed_num_frames(config: I2VTunerConfig, model: nn.Module) -> int:
     own = getattr(getattr(model, "config", None), "num_frames", None)
     if config.num_frames is None and own is None:
         raise ValueError(
-            f"{type(config).__name__} needs num_frames: {type(model).__name__} is an image model and does not say how "
-            f"many frames a clip has. Use {type(config).__name__}(num_frames=8), for example."
+            f"{type(config).__name__} needs num_frames: {type(model).__name__} is an image model without a number of "
+            f"frames. Use {type(config).__name__}(num_frames=8), for example."
         )
     if own is not None and config.num_frames not in (None, own) and config.trained_on is None:
         raise ValueError(
-            f"{type(config).__name__} says num_frames={config.num_frames}, but the model was made for {own} frames. "
+            f"{type(config).__name__} has num_frames={config.num_frames}, but the model was made for {own} frames. "
             "Leave num_frames out, or make the model for that number of frames."
         )
     return own if config.num_frames is None else config.num_frames  # an adapter from disk keeps its own
 
 
 def _modules_to_save(config: I2VTunerConfig, model: nn.Module, backbone: Backbone) -> list[str] | None:
-    """The user's choice, and what the method trains besides its adapter: final norm and classifier.
+    """The caller's modules_to_save, and the final norm and classifier that the method trains.
 
     Raises:
         ValueError: a name that the model does not have, or a module that cannot train.
@@ -329,14 +329,14 @@ def _modules_to_save(config: I2VTunerConfig, model: nn.Module, backbone: Backbon
 
 
 def _why_not_trainable(module: nn.Module, config: I2VTunerConfig, backbone: Backbone) -> str | None:
-    """Why a module cannot be trained beside the adapter: peft would put a copy where the methods act."""
+    """Why a module cannot be trained beside the adapter, or None. peft runs a copy of it, on which no method acts."""
     parts, blocks = backbone.parts, list(backbone.blocks.values())
     acting = {backbone.model, backbone.embeddings, *blocks}
     acting |= {getattr(block, name) for block in blocks for name in (parts.attention, parts.mlp)}
     if acting & set(module.modules()):
         inside = sorted({name for part in {module} & acting for name, _ in part.named_children()})
         named = f" ({', '.join(inside)})" if inside else ""
-        return f"holds what the methods of hf_i2v act on, and cannot be trained whole. Name layers inside it{named}."
+        return f"holds modules that hf_i2v changes, and cannot be trained whole. Name layers inside it{named}."
     folded = {
         without_peft(getattr(getattr(block, owner), name))
         for part in config.parts()

@@ -1,11 +1,11 @@
-"""What comes from strangers: sizes, labels and weights that no honest model has are refused, before they do harm."""
+"""Files from unknown sources: absurd sizes, labels and weights are refused before they are used."""
 
 import math
 import re
 
 import torch
 
-SIZE_LIMITS = {  # far above any model that is known
+SIZE_LIMITS = {  # far above any published model
     "num_frames": 4096,
     "temporal_embedding": 4096,
     "num_labels": 1_000_000,
@@ -35,13 +35,13 @@ def check_sizes(config) -> None:
 
 
 def check_method_sizes(method: dict) -> None:
-    """The same for the options of a method."""
+    """Raise ValueError if a method's option names a size that is not believable."""
     for name, value in method.items():
         check_limit(name, value, 64 if name.endswith("_ratio") else SIZE_LIMITS["hidden_size"])
 
 
 def check_preprocessing(preprocessing: dict) -> None:
-    """Raise ValueError for pixels that no image model wants."""
+    """Raise ValueError if a size, mean or std is not believable."""
     size, mean, std = (preprocessing.get(name) for name in ("size", "mean", "std"))
     if not isinstance(size, int) or not 0 < size <= SIZE_LIMITS["image_size"]:
         raise ValueError(f"preprocessing size ({size}) is refused: 1 to {SIZE_LIMITS['image_size']} is believable.")
@@ -53,9 +53,9 @@ def check_preprocessing(preprocessing: dict) -> None:
 
 
 def check_label(label: str) -> None:
-    """Raise ValueError for a label that is no plain line of text, or that reads like a path to somewhere else."""
+    """Raise ValueError for a label that is no plain line of text, or that looks like a path."""
     parts = label.replace("\\", "/").split("/")
-    plain = label.replace("\u200c", "").replace("\u200d", "").isprintable()  # joiners, which some scripts need
+    plain = label.replace("\u200c", "").replace("\u200d", "").isprintable()  # joiners of some scripts
     place = parts[0] in ("", "~") or (len(parts) > 1 and re.fullmatch("~.*|[A-Za-z]:", parts[0]))
     if len(label) > 500 or not plain or place or ".." in parts:
         raise ValueError(
@@ -65,7 +65,7 @@ def check_label(label: str) -> None:
 
 
 def check_finite(tensors: dict[str, torch.Tensor], source) -> None:
-    """Raise ValueError if a weight is NaN or infinite. Quantised ones and those without memory are not looked at."""
+    """Raise ValueError if a weight is NaN or infinite. Quantised and meta tensors are not checked."""
     broken = [
         name
         for name, tensor in tensors.items()

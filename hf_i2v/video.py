@@ -56,14 +56,14 @@ class VideoEmbeddings(Swapped):
 
 
 class FrozenFeatures(NamedTuple):
-    """What a side branch needs of the frozen model: block outputs (L, B, T, P, D) and the clip feature (B, D)."""
+    """The frozen model's outputs that a side branch reads: blocks (L, B, T, P, D) and the clip feature (B, D)."""
 
     levels: torch.Tensor
     feature: torch.Tensor
 
 
 class BackboneLayer(I2VLayer):
-    """The tuner layer of the whole backbone: per adapter its side branch, and how it pools the frames."""
+    """The tuner layer of the whole backbone: each adapter's side branch and pooling."""
 
     adapter_layer_names = ("i2v_branch",)
     other_param_names = ("pooling",)
@@ -77,7 +77,7 @@ class BackboneLayer(I2VLayer):
         return [self.i2v_branch[name] for name in self.working_adapters() if name in self.i2v_branch]
 
     def working_pooling(self) -> str | None:
-        """The pooling that the working adapters ask for, if any."""
+        """The working adapters' pooling, or None if they have none of their own."""
         wanted = {self.pooling[name] for name in self.working_adapters() if name in self.pooling}
         if len(wanted) > 1:
             raise ValueError(f"The active adapters {self.working_adapters()} pool differently. Activate one of them.")
@@ -85,7 +85,7 @@ class BackboneLayer(I2VLayer):
 
 
 class VideoNorm(Swapped):
-    """The final norm; of the mean over the frames where the frames are pooled before it."""
+    """The final norm. With the pooling "before_norm" it takes the mean over the frames."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if pooling_in_flight() == "before_norm":
@@ -96,9 +96,9 @@ class VideoNorm(Swapped):
 class VideoBackbone(Swapped):
     """A vision transformer that takes (B, T, C, h, w) and gives clip-level features.
 
-    Its output is the image model's own, with `pooler_output` (B, D), the mean over the frames of what the image model
-    gives for one frame, and every other tensor unfolded to (B, T, …). With `prefix_only`, a model whose feature reads
-    the CLS token only computes no more than that token in its last block's MLP. Inside a model with a head of its own
+    Its output is the image model's own. `pooler_output` (B, D) is the mean over the frames of the image model's
+    feature, and every other tensor is unfolded to (B, T, …). With `prefix_only`, the last block's MLP computes only
+    the CLS (and register) tokens if the feature depends on no others. Inside a model with a head of its own
     (`CLIPModel`, `ViTForImageClassification`), `last_hidden_state` is the mean over the frames too, (B, N, D).
     """
 
@@ -129,17 +129,17 @@ class VideoBackbone(Swapped):
 
     @torch.no_grad()
     def frozen_features(self, pixel_values: torch.Tensor, num_frames: int | None = None) -> FrozenFeatures:
-        """What the active side branch reads of the frozen model."""
+        """The frozen model's outputs that the active side branch reads."""
         return self._run(pixel_values, num_frames, self.working_branch())[1]
 
     def _wants(self, name: str, kwargs: dict) -> bool:
-        """Whether the caller, or else the configuration, asks for what blocks give besides the feature."""
+        """Whether an output besides the feature is wanted: the caller's argument, or else the configuration's."""
         return getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
 
     def _run(
         self, pixel_values, num_frames, branch, prefix_only=False, *args, output_hidden_states=False, **kwargs
     ) -> tuple[BaseModelOutputWithPooling, FrozenFeatures]:
-        """The image model on all frames, its outputs unfolded; for a branch without a graph, and with its levels."""
+        """The image model on all frames, its outputs unfolded. With a branch: without a graph, and its levels."""
         pixel_values, num_frames = fold(pixel_values, num_frames, getattr(self.config, "num_channels", None))
         num_clips = pixel_values.shape[0] // num_frames
         wanted = output_hidden_states
@@ -177,13 +177,13 @@ class VideoBackbone(Swapped):
         return branches[0] if branches else self._modules.get("baked_branch")
 
     def working_pooling(self) -> str:
-        """How the frames are pooled: as the active adapter asks, else as the model does."""
+        """How the frames are pooled: the active adapter's pooling if it has one, else the model's."""
         head = self._modules.get("clip_head")
         return (head.working_pooling() if head is not None else None) or self.pooling
 
 
 def frame_feature(outputs, *, has_cls: bool) -> torch.Tensor:
-    """The image model's feature of a frame, (M, D): its pooler's output, else the normalised CLS or mean token."""
+    """The image model's feature of a frame, (M, D): the pooler's output, else the normalised CLS or mean token."""
     if outputs.get("pooler_output") is not None:
         return outputs.pooler_output
     return outputs.last_hidden_state[:, 0] if has_cls else outputs.last_hidden_state.mean(1)
@@ -225,8 +225,8 @@ def to_image(backbone: Backbone) -> None:
 
 @dataclass
 class TimeRecord:
-    """What a video model does in time by itself, without an adapter. `I2VConfig` has the same fields and says what
-    they mean. A finished model keeps nothing else beside its weights."""
+    """What a video model does in time without an adapter. `I2VConfig` has the same fields and explains them. A
+    finished model is its weights and this record."""
 
     time_offsets: list | None = None
     temporal_embedding: bool | int = False
@@ -249,7 +249,7 @@ class TimeRecord:
         )
 
     def apply(self, backbone: Backbone, num_frames: int | None) -> None:
-        """Make a video backbone do what the record says, in place; modules that are new get weights at random.
+        """Give a video backbone the record's properties, in place. New modules get random weights.
 
         Raises:
             ValueError: offsets that do not fit the blocks, the heads or the number of frames; an unknown method.
@@ -278,7 +278,7 @@ class TimeRecord:
         return [trim(offsets)] * num_blocks
 
     def _add_baked_modules(self, backbone: Backbone) -> None:
-        """Build the modules of baked methods; their weights come with the checkpoint."""
+        """Build the modules of baked methods. `from_pretrained` loads their weights later."""
         for method in self.baked or []:
             part = config_from_dict(method)
             for layer, block in enumerate(backbone.blocks.values()):
@@ -296,9 +296,13 @@ class _FirstBlockDone(Exception):
 
 @torch.no_grad()
 def check_block(backbone: Backbone) -> None:
-    """Run the first block as the image model does, and as a `VideoBlock` would: they must agree."""
+    """Run the first block as the image model's own and as a `VideoBlock`, and compare the results.
+
+    Raises:
+        UnsupportedBackboneError: they differ, or one of them failed.
+    """
     if any(p.is_meta for p in backbone.model.parameters()):
-        return  # nothing to compute with; the structure has been checked
+        return  # it cannot compute; `find_backbone` has checked the structure
     model, block = backbone.model, backbone.first_block
     seen = {}
 
@@ -318,7 +322,7 @@ def check_block(backbone: Backbone) -> None:
     try:
         model.eval()
         for module in filter(is_quantized, model.modules()):
-            module.train()  # bitsandbytes repacks 4-bit weights when it sees them in eval mode, and then cannot train
+            module.train()  # in eval mode bitsandbytes repacks 4-bit weights, which then cannot train
         with suppress(_FirstBlockDone):
             model(_blank_image(model))
         to_video_block(block, backbone.parts)
@@ -327,7 +331,7 @@ def check_block(backbone: Backbone) -> None:
             problem = f"its embeddings give a {type(seen['embeddings']).__name__}"
         elif not torch.allclose(output, seen["output"], rtol=1e-3, atol=1e-3):
             problem = "its result differs"
-    except Exception as error:  # whatever a foreign model does with its block
+    except Exception as error:  # any error of a foreign block means that it cannot be adapted
         problem = f"{type(error).__name__}: {error}"
     finally:
         for handle in handles:
@@ -347,7 +351,8 @@ def check_block(backbone: Backbone) -> None:
 def reads_prefix(backbone: Backbone) -> bool:
     """Whether the image model's feature depends on the CLS (and register) tokens only, not on the patches.
 
-    Found by trying: with blocks that pass everything on, the feature must not change when the patches do.
+    The blocks are replaced by identities, then the last one by one that zeroes the patches. The feature must not
+    change.
     """
     model, blocks = backbone.model, list(backbone.blocks.values())
     if not backbone.num_prefix_tokens or any(p.is_meta for p in model.parameters()):

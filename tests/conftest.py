@@ -1,7 +1,22 @@
+import os
+
 import pytest
 import torch
+from processes import use_fork_server
 
 torch.set_num_threads(1)  # the models are tiny, and threads that wait for one another on busy cores cost minutes
+use_fork_server()
+
+forks: list[int] = []
+os.register_at_fork(before=lambda: forks.append(os.getpid()))
+
+
+@pytest.fixture(autouse=True)
+def never_forked():
+    """pytest's process has threads, those of xdist and tqdm among them. A fork copies the locks that they hold."""
+    forks.clear()
+    yield
+    assert os.getpid() not in forks, "the test forked pytest's process; start the process through `processes`"
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """run_video_cls.py under FSDP2 on the CPU, for the tests: torch shards there as on GPUs, but accelerate passes over a
-config of FSDP where there is no GPU. Prints what was sharded."""
+config of FSDP where there is no GPU. Prints what was sharded. With `--and_then` between their options, runs come one
+after the other in the same processes."""
 
 import sys
 from pathlib import Path
@@ -32,4 +33,12 @@ def report(model, *args):
 
 AcceleratorState.__init__ = with_fsdp
 run_video_cls.TrainingState = report
-run_video_cls.main()
+PartialState.destroy_process_group = lambda *args: None  # the next run goes on with it
+
+argv = sys.argv[1:]
+while "--and_then" in argv:
+    at = argv.index("--and_then")
+    run_video_cls.main(argv[:at])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    argv = argv[at + 1 :]
+run_video_cls.main(argv)

@@ -1,6 +1,6 @@
 """The exact lowest versions that pyproject.toml allows, as a constraints file for pip: `make test-oldest` tests them.
 
-    python tests/lower_bounds.py train export test > oldest.txt
+python tests/lower_bounds.py train export test > oldest.txt
 """
 
 import re

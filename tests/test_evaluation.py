@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import nn
-from training import ROOT
+from training import ROOT, write_video_folders
 
-from hf_i2v.evaluation import Predictions, confusion_matrix, draw_confusion_matrix, predict, scores, write_predictions
-from hf_i2v.metrics import VideoClassificationMetric, top_classes
+from hf_i2v.data import ClipLoader, VideoClips, eval_transform, load_videos
+from hf_i2v.training.confusion import confusion_matrix, draw_confusion_matrix, fonts_for
+from hf_i2v.training.evaluation import Predictions, as_text, predict, scores, write_predictions
+from hf_i2v.training.metrics import VideoClassificationMetric, top_classes
 
 
 def test_metric_needs_no_hub(tmp_path):
     program = """if True:
-        from hf_i2v.metrics import VideoClassificationMetric
+        from hf_i2v.training.metrics import VideoClassificationMetric
         print(VideoClassificationMetric().compute(predictions=[[0.1, 0.9]], references=[1])["accuracy"])"""
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     run = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True)
@@ -107,16 +110,62 @@ def test_table_of_predictions(predictions, tmp_path):
     assert rows[2] == best
 
 
-@pytest.mark.parametrize("num_classes", [2, 400])
-def test_confusion_matrix(predictions, num_classes):
-    counts_KK = confusion_matrix(predictions, num_classes)
-    assert counts_KK[:2, :2].tolist() == [[1, 1], [0, 1]] and counts_KK.sum() == 3
-    names = [f"class {k}" for k in range(num_classes)]
-    picture = draw_confusion_matrix(counts_KK, names)
-    assert max(picture.size) < 1500
-    cell = 24 if num_classes == 2 else 3
-    left = picture.width - 8 - cell * num_classes  # of the matrix
-    assert picture.getpixel((left + cell // 2, left + cell + cell // 2)) == (255, 255, 255)  # down never taken for up
-    assert picture.getpixel((left + cell + cell // 2, left + cell // 2)) == (128, 128, 128)  # up in half for down
-    red, _, blue = picture.getpixel((left + cell + cell // 2, left + cell + cell // 2))  # down right: blue
-    assert blue > 4 * red
+def test_a_name_is_no_formula(predictions, tmp_path):
+    names = ['=HYPERLINK("http://x")', "-1"]
+    write_predictions(tmp_path / "p.csv", predictions, ["@a.mp4", "b.mp4", "c.mp4", "+d.mp4"], names)
+    with open(tmp_path / "p.csv") as file:
+        rows = list(csv.reader(file))
+    assert [row[0] for row in rows[1:]] == ["'@a.mp4", "b.mp4", "'+d.mp4"]
+    assert {cell for row in rows[1:] for cell in row if "HYPERLINK" in cell} == {"'" + names[0]}
+    assert [as_text(name) for name in ("-1", "+2.5", "-1+1", "\t=1", "a=b", "")] == [
+        *("-1", "+2.5", "'-1+1", "'\t=1", "a=b", "")
+    ]
+
+
+def test_loss(predictions):
+    assert predictions.loss() == pytest.approx(-np.log([0.8, 0.7, 0.4]).mean())
+
+
+def test_substitute_is_not_taken_in_evaluation(tmp_path):
+    """Another video in place of a bad one would count twice."""
+    folders = write_video_folders(tmp_path, train=1, validation=2)
+    (folders / "validation/light/1.mp4").write_bytes(b"no video")
+    videos = load_videos(train_dir=folders / "train", validation_dir=folders / "validation")["validation"]
+    transform = eval_transform(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", num_crops=1)
+    clips = VideoClips(videos, num_frames=2, train=False, transform=transform)
+    loader = ClipLoader(clips, batch_size=2, on_bad_video="substitute", max_bad_fraction=1)
+    found = predict(Accelerator(cpu=True), Brightness(), loader)
+    assert found.ids_N.tolist() == [0, 1, 2] and found.labels_N.tolist() == [0, 0, 1]
+
+
+def test_confusion_matrix(predictions):
+    counts_KK = confusion_matrix(predictions, 3)
+    assert counts_KK.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("num_classes", [2, 40])
+def test_picture_of_the_confusion_matrix(predictions, num_classes, tmp_path, monkeypatch):
+    """Counts in the cells, the diagonal blue, the axes named; nothing is cut off."""
+    Figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    names = [f"class ${k}$" for k in range(num_classes)]
+    draw_confusion_matrix(confusion_matrix(predictions, num_classes), names, tmp_path / "c.png")
+    axes = drawn[0].axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "labelled class")
+    assert [
+        label.get_text() for label in axes.get_yticklabels()
+    ] == names and axes.get_title() == "2 of 3 videos right"
+    numbers = {tuple(place) for line in axes.lines for place in line.get_xydata().tolist()}
+    assert numbers == {(0, 0), (1, 0), (1, 1)}  # (predicted, labelled)
+    (cells,) = (part for part in axes.collections if part.get_facecolors().size)
+    red, _, blue, _ = cells.get_facecolors()[2]
+    assert blue > 4 * red and cells.get_paths()[2].vertices[:4].mean(0).tolist() == [1, 1]
+    pixels = np.asarray(Image.open(tmp_path / "c.png").convert("L"))
+    assert min(pixels.shape) > 150 and all(edge.min() == 255 for edge in (pixels[0], pixels[-1], pixels[:, 0]))
+
+
+def test_a_name_without_a_font_is_a_number():
+    pytest.importorskip("matplotlib")
+    families = fonts_for(["jump", "прыжок", "\U00013000"])  # a hieroglyph
+    assert families["jump"] == families["прыжок"] == ["DejaVu Sans"] and families["\U00013000"] is None

@@ -96,7 +96,9 @@ def test_every_requirement_has_a_lower_bound_that_development_meets():
 
 
 def test_help_needs_no_torch():
-    code = "import sys, hf_i2v_cli; sys.argv = ['hf-i2v', '--help']; hf_i2v_cli.main(); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, hf_i2v_cli; sys.argv = ['hf-i2v', '--help']; hf_i2v_cli.main(); assert 'torch' not in sys.modules"
+    )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ")] == list(hf_i2v_cli.COMMANDS)
 
@@ -105,35 +107,33 @@ def test_help_needs_no_torch():
 def test_commands(name, monkeypatch, capsys):
     command = hf_i2v_cli.COMMANDS[name]
     missing = [module for module in command.needs if find_spec(module) is None]
-    monkeypatch.setattr(sys, "argv", ["hf-i2v", name, "--help"])
+    monkeypatch.setattr(sys, "argv", [])  # put back after the test
     if missing:
-        assert hf_i2v_cli.main() == 1
+        assert hf_i2v_cli.main([name]) == 1
         assert f"hf-i2v {name} needs {missing[0]}" in capsys.readouterr().err
         return
     with pytest.raises(SystemExit) as stopped:
-        hf_i2v_cli.main()
+        hf_i2v_cli.main([name, "--help"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out.startswith("usage: ")
 
 
-def test_a_command_that_is_none(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["hf-i2v", "tran"])
-    assert hf_i2v_cli.main() == 2
+def test_a_command_that_is_none(capsys):
+    assert hf_i2v_cli.main(["tran"]) == 2
     assert "no command 'tran'; the commands are train, predict" in capsys.readouterr().err
 
 
 def test_an_expected_error_is_a_sentence(monkeypatch, capsys, tmp_path):
     """Also for commands whose parser does not know `--debug`."""
-    monkeypatch.setattr(sys, "argv", ["hf-i2v", "compare", str(tmp_path)])
-    assert hf_i2v_cli.main() == 1
+    monkeypatch.setattr(sys, "argv", [])
+    assert hf_i2v_cli.main(["compare", str(tmp_path)]) == 1
     assert f"ValueError: no all_results.json in {tmp_path}" in (said := capsys.readouterr().err)
     assert "Traceback" not in said
-    monkeypatch.setattr(sys, "argv", ["hf-i2v", "compare", str(tmp_path), "--debug"])
-    assert hf_i2v_cli.main() == 1
+    assert hf_i2v_cli.main(["compare", str(tmp_path), "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_recipes_by_name(capsys):
     main = load_example("run_video_cls").main
-    main("--config inti_l14_k400 --dry_run --num_labels 3 --output_dir x".split())
+    main(["--config", "inti_l14_k400", "--dry_run", "--num_labels", "3", "--output_dir", "x"])
     assert "inti" in capsys.readouterr().out

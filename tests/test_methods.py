@@ -161,7 +161,7 @@ def test_stdha_and_linear_adapters_composed_are_zeroi2v(clip_pixels):
     [
         (lambda: AIMConfig() + AIMConfig(), "aim twice"),
         (lambda: MAdapterConfig() + STAdapterConfig(), "unchanged frozen model"),
-        (lambda: ZeroI2VConfig() + STDHAConfig(), "zeroi2v already has stdha in it"),
+        (lambda: ZeroI2VConfig() + STDHAConfig(), "zeroi2v already includes stdha"),
         (lambda: ComposedConfig(methods=[AIMConfig(), InTIConfig()], layers_to_transform=[0]), "each method.s own"),
         (lambda: AIMConfig(num_frames=4) + InTIConfig(num_frames=8), r"disagree on num_frames: \[4, 8\]"),
         (lambda: ComposedConfig(methods=[AIMConfig()]), "two methods or more"),

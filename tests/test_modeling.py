@@ -38,7 +38,7 @@ def test_logits_and_loss(tmp_path, clip_pixels):
         ((8, 3, 16, 16), None, "4-D .* say num_frames=T"),
         ((7, 3, 16, 16), 4, "7 frames .* cannot be split into clips of num_frames=4"),
         ((2, 4, 3, 16, 16), 8, "num_frames .8. does not agree"),
-        ((3, 16, 16), None, r"must be \(B, T, C, H, W\)"),
+        ((3, 16, 16), None, r"must be \(B, T, C, h, w\)"),
     ],
 )
 def test_pixels_of_the_wrong_shape(shape, num_frames, message, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,10 +14,11 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from processes import finish
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_image_model
-from training import EXAMPLES, ROOT, command_line, start_forked, write_video_folders
+from training import EXAMPLES, ROOT, command_line, start_script, write_video_folders
 
 CONFIGS = EXAMPLES / "accelerate_configs"
 
@@ -56,27 +58,37 @@ def arguments(place) -> dict:
 def one_process(place, arguments) -> Path:
     output_dir = place / "one"
     argv = command_line(arguments | {"output_dir": output_dir, "per_device_train_batch_size": 4})
-    _, status = os.waitpid(start_forked(argv, place / "one.log"), 0)
-    assert status == 0, (place / "one.log").read_text()[-3000:]
+    finish(start_script(argv, place / "one.log"), log=place / "one.log")
     return output_dir
 
 
-def launch(launcher: list[str], arguments: dict, script: Path = EXAMPLES / "run_video_cls.py", **more: str | None):
+def launch(launcher: list[str], argv: list[str], script: Path = EXAMPLES / "run_video_cls.py", **more: str | None):
     """Start the script with a program that stands beside this Python, on the CPU; `more` of the environment."""
-    command = [str(Path(sys.executable).with_name(launcher[0])), *launcher[1:], str(script), *command_line(arguments)]
+    command = [str(Path(sys.executable).with_name(launcher[0])), *launcher[1:], str(script), *argv]
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment = {key: value for key, value in (environment | more).items() if value is not None}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            output, errors = process.communicate()
+        except BaseException:  # as after the time limit of a test; the processes that it started go, too
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
-def accelerate_launch(config: str) -> list[str]:
-    """With one of our configs, but 2 processes and no mixed precision, on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def accelerate_launch(config: str, taken_port: socket.socket) -> list[str]:
+    """With one of our configs, but 2 processes and no mixed precision. As the port is taken, accelerate lets torchrun
+    choose one; a port that was free when a test looked for it could be taken by now."""
     options = {"config_file": CONFIGS / f"{config}.yaml", "num_processes": 2, "mixed_precision": "no"}
-    return ["accelerate", "launch", *command_line(options | {"main_process_port": port})]
+    return ["accelerate", "launch", *command_line(options | {"main_process_port": taken_port.getsockname()[1]})]
+
+
+@pytest.fixture
+def taken_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
 
 
 def losses(output_dir: Path) -> list[float]:
@@ -102,9 +114,10 @@ def assert_equals(output_dir: Path, one_process: Path) -> None:
         assert all(torch.allclose(mine[key], other[key], atol=1e-4) for key in mine)
 
 
-def test_ddp_equals_one_process(place, arguments, one_process):
+def test_ddp_equals_one_process(place, arguments, one_process, taken_port):
     output_dir = place / "ddp"
-    run = launch(accelerate_launch("ddp"), arguments | {"output_dir": output_dir, "per_device_train_batch_size": 2})
+    argv = command_line(arguments | {"output_dir": output_dir, "per_device_train_batch_size": 2})
+    run = launch(accelerate_launch("ddp", taken_port), argv)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "4 clips per step" in run.stdout and run.stdout.count("top-1") == 1
     assert run.stdout.count("1 clips × 1 crops = 1 forward passes per video") == 1
@@ -114,12 +127,12 @@ def test_ddp_equals_one_process(place, arguments, one_process):
     moved = {"output_dir": place / "moved", "resume_from_checkpoint": output_dir / "checkpoint-3"}
     log = place / "moved.log"
     argv = command_line(arguments | moved | {"per_device_train_batch_size": 4})
-    _, status = os.waitpid(start_forked(argv, log), 0)
-    assert status == 0 and "going on after step 3" in log.read_text(), log.read_text()[-3000:]
+    finish(start_script(argv, log), log=log)
+    assert "going on after step 3" in log.read_text(), log.read_text()[-3000:]
     assert losses(place / "moved") == pytest.approx(losses(one_process)[3:], abs=1e-5)
 
 
-def test_fsdp_equals_one_process(place, arguments, one_process, monkeypatch):
+def test_fsdp_equals_one_process(place, arguments, one_process, taken_port, monkeypatch):
     """Frozen and trained weights sharded together, block by block; from a checkpoint of another number of processes;
     and to the Hub, with a card."""
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "hub"))
@@ -127,7 +140,14 @@ def test_fsdp_equals_one_process(place, arguments, one_process, monkeypatch):
 
     script = ROOT / "tests" / "fsdp_on_cpu.py"
     sharded = arguments | {"per_device_train_batch_size": 2}
-    run = launch(accelerate_launch("fsdp2"), sharded | {"output_dir": place / "fsdp"}, script)
+    moved = {"output_dir": place / "fsdp-moved", "resume_from_checkpoint": one_process / "checkpoint-3"}
+    with HubServer() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        moved |= {"push_to_hub": True, "hub_model_id": "tester/sharded", "hub_token": TOKEN}
+        first, second = sharded | {"output_dir": place / "fsdp"}, sharded | moved
+        runs = [*command_line(first), "--and_then", *command_line(second)]
+        run = launch(accelerate_launch("fsdp2", taken_port), runs, script)
     assert run.returncode == 0, run.stderr[-3000:]
     parameters, units = map(
         int, re.search(r"^(\d+) of \1 parameters sharded, (\d+) units, 0.5", run.stdout, re.M).groups()
@@ -135,28 +155,22 @@ def test_fsdp_equals_one_process(place, arguments, one_process, monkeypatch):
     assert parameters > 100 and units >= 4  # three blocks and the rest
     assert_equals(place / "fsdp", one_process)
 
-    moved = {"output_dir": place / "fsdp-moved", "resume_from_checkpoint": one_process / "checkpoint-3"}
-    with HubServer() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-        moved |= {"push_to_hub": True, "hub_model_id": "tester/sharded", "hub_token": TOKEN}
-        run = launch(accelerate_launch("fsdp2"), sharded | moved, script)
     card = hub.repositories["tester/sharded"].files["README.md"].decode()
     assert re.search(r"trained parameters \| 0.0\d M", card) and "latency" not in card
-    assert run.returncode == 0 and "going on after step 3" in run.stdout, run.stderr[-3000:]
+    assert "going on after step 3" in run.stdout
     assert losses(place / "fsdp-moved") == pytest.approx(losses(one_process)[3:], abs=1e-5)
     mine, other = (load_file(p / "checkpoint-5/weights.safetensors") for p in (place / "fsdp-moved", one_process))
     assert all(torch.allclose(mine[key], other[key], atol=1e-4) for key in other)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_equals_one_process(place, arguments, one_process, stage):
+def test_deepspeed_equals_one_process(place, arguments, one_process, taken_port, stage):
     pytest.importorskip("deepspeed")
     output_dir = place / f"zero{stage}"
     options = {"output_dir": output_dir, "per_device_train_batch_size": 2, "checkpointing_steps": "no"}
-    launcher = accelerate_launch(f"deepspeed_zero{stage}")
+    launcher = accelerate_launch(f"deepspeed_zero{stage}", taken_port)
     script = ROOT / "tests" / "deepspeed_on_cpu.py"
-    run = launch(launcher, arguments | options | {"ema_decay": None}, script, DS_ACCELERATOR="cpu")
+    run = launch(launcher, command_line(arguments | options | {"ema_decay": None}), script, DS_ACCELERATOR="cpu")
     assert run.returncode == 0, run.stderr[-3000:]
     assert losses(output_dir) == pytest.approx(losses(one_process), abs=1e-5)
     mine, other = (load_file(p / "adapter" / "adapter_model.safetensors") for p in (output_dir, one_process))
@@ -170,7 +184,7 @@ def test_all_stop_when_one_fails(place, arguments):
     videos = {"train_dir": folder / "train", "validation_dir": folder / "validation", "on_bad_video": "error"}
     run = launch(
         ["torchrun", "--standalone", "--nproc_per_node", "2"],
-        arguments | videos | {"output_dir": place / "stopped", "per_device_train_batch_size": 2},
+        command_line(arguments | videos | {"output_dir": place / "stopped", "per_device_train_batch_size": 2}),
         # without a GPU two processes find each other, also where nobody says that it is the CPU they run on
         ACCELERATE_USE_CPU="true" if torch.accelerator.is_available() else None,
         PYTHONUNBUFFERED="1",

@@ -1,19 +1,12 @@
 """`kill -9`, and the same command again: the weights are those of a run that was left alone, bit for bit."""
 
-import json
-import os
 import random
-import signal
-import socket
-import time
-from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate.state import AcceleratorState
+from processes import finish, kill_when
 from tiny import tiny_image_model
-from training import command_line, load_script, run_with_kills, start_forked, write_shards, write_video_folders
+from training import command_line, start_script, start_two, trained_on, write_shards, write_video_folders
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +42,7 @@ def arguments(place, source: str, workers: int) -> dict:
 def test_killed_and_started_again(place, tmp_path, source, workers):
     common = arguments(place, source, workers)
     log = tmp_path / "log"
-    alone = start_forked(command_line(common | {"output_dir": tmp_path / "alone"}), log)
-    assert os.waitpid(alone, 0)[1] == 0, log.read_text()[-3000:]
+    run(common | {"output_dir": tmp_path / "alone"}, log)
 
     seed = random.SystemRandom().randrange(10**6)
     chance = random.Random(seed)
@@ -59,7 +51,10 @@ def test_killed_and_started_again(place, tmp_path, source, workers):
         moments = ["run.json", *moments, "checkpoint-12", "adapter"]  # at the start, in evaluation, in the final save
     print(f"seed {seed}: killed after {moments}")
     killed = tmp_path / "killed"
-    run_with_kills(command_line(common | {"output_dir": killed}), killed, log, moments, chance)
+    for name in moments:
+        process = start_script(command_line(common | {"output_dir": killed}), log)
+        kill_when(killed / name, chance.uniform(0, 0.1), process, log=log)
+    finish(start_script(command_line(common | {"output_dir": killed}), log), log=log)
 
     assert "going on after step" in log.read_text()  # once or twice: a kill may also hit the start
     for file in ("adapter/adapter_model.safetensors", "checkpoint-12/weights.safetensors", "predictions.csv"):
@@ -69,8 +64,7 @@ def test_killed_and_started_again(place, tmp_path, source, workers):
 def run(arguments: dict, log: Path) -> str:
     """What the script says in a process of its own, which must end well."""
     log.unlink(missing_ok=True)
-    _, status = os.waitpid(start_forked(command_line(arguments), log), 0)
-    assert status == 0, log.read_text()[-3000:]
+    finish(start_script(command_line(arguments), log), log=log)
     return log.read_text()
 
 
@@ -96,67 +90,22 @@ def test_damaged_checkpoint_and_a_start_from_elsewhere(place, tmp_path):
     assert (tmp_path / "b/checkpoint-6/weights.safetensors").read_bytes() == expected
 
 
-def join(rank: int, port: int, record: Path) -> None:
-    """In a forked process: be one of two, and write down the ids of every batch that is trained on."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "ACCELERATE_USE_CPU": "true"}
-    torch.set_num_threads(1)
-    script = load_script("run_video_cls")
-    file = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-    def writing(function, line):
-        def call(*args):
-            result = function(*args)
-            os.write(file, f"{json.dumps(line(args, result))}\n".encode())
-            return result
-
-        return call
-
-    script.batch_loss = writing(script.batch_loss, lambda args, _: {"ids": args[2]["ids"].tolist()})
-    script.resume = writing(script.resume, lambda _, step: {"step": step})
-
-
-def start_two(argv: list[str], log: Path, record: Path) -> list[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [start_forked(argv, log, partial(join, r, port, record.with_suffix(f".{r}"))) for r in range(2)]
-
-
-def trained_on(record: Path, rank: int, batches_per_step: int) -> list[list[int]]:
-    """The ids of a rank's batches that went into the weights: what came after the checkpoint was lost with a kill."""
-    batches = []
-    for line in map(json.loads, record.with_suffix(f".{rank}").read_text().splitlines()):
-        if "step" in line:
-            del batches[line["step"] * batches_per_step :]
-        else:
-            batches.append(line["ids"])
-    return batches
-
-
 @pytest.mark.parametrize(("source", "workers", "buffer"), [("map", 0, None), ("streaming", 2, 5)])
 def test_two_processes_killed_and_started_again(place, tmp_path, source, workers, buffer):
     """Each rank goes on with precisely the samples that it would have seen; together they see none twice an epoch."""
     common = arguments(place, source, workers) | {"shuffle_buffer_size": buffer}
     log, alone, killed = tmp_path / "log", tmp_path / "alone", tmp_path / "killed"
-    processes = start_two(command_line(common | {"output_dir": alone}), log, alone.with_suffix(".ids"))
-    assert [os.waitpid(process, 0)[1] for process in processes] == [0, 0], log.read_text()[-3000:]
+    finish(*start_two(command_line(common | {"output_dir": alone}), log, alone.with_suffix(".ids")), log=log)
 
     seed = random.SystemRandom().randrange(10**6)
     chance = random.Random(seed)
-    for step in [*sorted(chance.sample([2, 4, 6, 8, 10], 2)), None]:
+    for step in sorted(chance.sample([2, 4, 6, 8, 10], 2)):
+        print(f"seed {seed}: killed after checkpoint {step}")
         processes = start_two(command_line(common | {"output_dir": killed}), log, killed.with_suffix(".ids"))
-        if step is not None:
-            print(f"seed {seed}: killed after checkpoint {step}")
-            while not (killed / f"checkpoint-{step}").exists():
-                assert not any(os.waitpid(p, os.WNOHANG)[0] for p in processes), log.read_text()[-3000:]
-                time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.1))
-            for process in chance.sample(processes, 2):
-                os.kill(process, signal.SIGKILL)
-        statuses = [os.waitpid(process, 0)[1] for process in processes]
-    assert statuses == [0, 0] and "going on after step" in log.read_text(), log.read_text()[-3000:]
+        at, seconds = killed / f"checkpoint-{step}", chance.uniform(0, 0.1)
+        kill_when(at, seconds, *chance.sample(processes, 2), log=log)
+    finish(*start_two(command_line(common | {"output_dir": killed}), log, killed.with_suffix(".ids")), log=log)
+    assert "going on after step" in log.read_text(), log.read_text()[-3000:]
 
     ranks = [trained_on(alone.with_suffix(".ids"), rank, 2) for rank in range(2)]
     assert [trained_on(killed.with_suffix(".ids"), rank, 2) for rank in range(2)] == ranks

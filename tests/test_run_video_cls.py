@@ -18,6 +18,7 @@ from tiny import tiny_image_model
 from training import ROOT, command_line, load_script, write_video, write_video_folders
 
 from hf_i2v import AutoPeftModelForVideoClassification, I2VForVideoClassification
+from hf_i2v.training.videos import few_shot
 
 
 @pytest.fixture(scope="module")
@@ -189,13 +190,13 @@ def test_clips_in_place_of_bad_videos_count_nothing(script, arguments):
     )
 
 
-def test_few_shot_is_seeded(script, place):
+def test_few_shot_is_seeded(place):
     from hf_i2v.data import load_videos
 
     videos = load_videos(train_dir=place / "videos/train")["train"]
 
     def drawn(shots, seed):
-        return [row["video"]["path"] for row in script.few_shot(videos, shots, seed)]
+        return [row["video"]["path"] for row in few_shot(videos, shots, seed)]
 
     assert drawn(2, 0) == drawn(2, 0) and len(drawn(2, 0)) == 4
     assert len({tuple(drawn(2, seed)) for seed in range(5)}) > 1
@@ -345,7 +346,7 @@ def test_a_folder_with_another_run_is_refused(script, arguments, tmp_path):
     with pytest.raises(ValueError, match=r"holds another run: learning_rate was 0\.001, is 0\.5\. Choose another"):
         script.main(command_line(arguments | {"learning_rate": 0.5}))
     (tmp_path / "run" / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"holds another run \(adapter, all_results.json\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(adapter, all_results.json, train_results.json\)"):
         script.main(command_line(arguments))
 
 

@@ -205,5 +205,5 @@ def test_impossible_values_are_refused(config, message):
 def test_num_frames_must_agree_with_the_model(tmp_path):
     tiny_image_model("clip").save_pretrained(tmp_path)
     model = I2VForVideoClassification.from_image_model(tmp_path, num_frames=4, num_labels=3)
-    with pytest.raises(ValueError, match="says num_frames=8, but the model was made for 4"):
+    with pytest.raises(ValueError, match="has num_frames=8, but the model was made for 4"):
         get_peft_model(model, ZeroI2VConfig(num_frames=8))

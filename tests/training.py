@@ -1,18 +1,21 @@
-"""Tiny videos, and the training script run on them: in this process, or in a forked one that may be killed."""
+"""Tiny videos, and the training script run on them: in this process, or in one of its own that may be killed."""
 
 import importlib
 import io
+import json
 import os
-import random
-import signal
 import sys
 import tarfile
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import av
 import numpy as np
+import processes
+import torch
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -76,46 +79,49 @@ def command_line(arguments: dict) -> list[str]:
     return parts
 
 
-def start_forked(argv: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> int:
-    """The script in a forked process, which has torch imported already and calls `prepare` first; gives its id."""
+def start_script(argv: list[str], log: Path, prepare: Callable[[], None] | None = None) -> BaseProcess:
+    """The script in a process of its own that calls `prepare` first."""
+    return processes.start(_run_script, argv, prepare, log=log)
+
+
+def _run_script(argv: list[str], prepare: Callable[[], None] | None) -> None:
     script = load_script("run_video_cls")
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for number in (1, 2):
-            os.dup2(output, number)
-        sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
+    if prepare is not None:
         prepare()
-        script.main(argv)
-        code = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    script.main(argv)
 
 
-def run_with_kills(argv: list[str], output_dir: Path, log: Path, moments: list[str], chance: random.Random) -> int:
-    """Start the script; kill it with SIGKILL a moment after each of these names appears in the output folder, and
-    start it again until it is through. Gives how often it was killed."""
-    kills = 0
-    for name in [*moments, None]:
-        process = start_forked(argv, log)
-        if name is not None:
-            while not (output_dir / name).exists():
-                done, status = os.waitpid(process, os.WNOHANG)
-                assert not done, f"ended before {name} with {status}: {log.read_text()[-3000:]}"
-                time.sleep(0.001)
-            time.sleep(chance.uniform(0, 0.1))
-            os.kill(process, signal.SIGKILL)
-            kills += 1
-        _, status = os.waitpid(process, 0)
-        if name is None:
-            assert status == 0, log.read_text()[-3000:]
-    return kills
+def start_two(argv: list[str], log: Path, record: Path) -> list[BaseProcess]:
+    """The script in two processes that train together; each writes down the ids of every batch it trains on."""
+    meeting = record.with_name(f"{record.name}-{time.monotonic_ns()}")  # a file: no port that could be taken
+    return [start_script(argv, log, partial(_join, rank, meeting, record.with_suffix(f".{rank}"))) for rank in (0, 1)]
+
+
+def _join(rank: int, meeting: Path, record: Path) -> None:
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"ACCELERATE_USE_CPU": "true"}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    script = load_script("run_video_cls")
+    file = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def writing(function, line):
+        def call(*args):
+            result = function(*args)
+            os.write(file, f"{json.dumps(line(args, result))}\n".encode())
+            return result
+
+        return call
+
+    script.batch_loss = writing(script.batch_loss, lambda args, _: {"ids": args[2]["ids"].tolist()})
+    script.resume = writing(script.resume, lambda _, step: {"step": step})
+
+
+def trained_on(record: Path, rank: int, batches_per_step: int) -> list[list[int]]:
+    """The ids of a rank's batches that went into the weights: what came after the checkpoint was lost with a kill."""
+    batches = []
+    for line in map(json.loads, record.with_suffix(f".{rank}").read_text().splitlines()):
+        if "step" in line:
+            del batches[line["step"] * batches_per_step :]
+        else:
+            batches.append(line["ids"])
+    return batches

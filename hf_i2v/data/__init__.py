@@ -1,20 +1,24 @@
 """Video in: decode, sample, transform, batch."""
 
 from .augment import ColorJitter, RandAugment, RandomErasing
+from .clips import VideoClips, collate
 from .crops import CenterCrop, RandomResizedCrop, ResizeShortSide, ShortSideJitter, ThreeCrops
-from .datasets import VideoClips, collate
 from .decode import VideoInfo, VideoReader, decode_frames, probe
 from .failures import TooManyBadVideosError
+from .fingerprints import videos_fingerprint
 from .folders import load_video_folder
 from .frame_folder import FrameFolder
 from .lists import read_class_names, read_list
-from .loader import ClipLoader, epoch_order, rank_batches
+from .loader import ClipLoader
 from .media import ReadLimits, VideoDecodeError
 from .mixing import Mix
+from .order import epoch_order, rank_batches
 from .references import open_video
 from .sampling import dense_indices, uniform_clips, uniform_indices
 from .sources import add_data_arguments, load_videos, videos_from_args
+from .splits import split_validation
 from .transforms import (
+    ClipTransform,
     Compose,
     Normalize,
     Preprocessing,
@@ -27,6 +31,7 @@ from .transforms import (
 __all__ = [
     "CenterCrop",
     "ClipLoader",
+    "ClipTransform",
     "ColorJitter",
     "Compose",
     "FrameFolder",
@@ -60,8 +65,10 @@ __all__ = [
     "rank_batches",
     "read_class_names",
     "read_list",
+    "split_validation",
     "train_transform",
     "uniform_clips",
     "uniform_indices",
+    "videos_fingerprint",
     "videos_from_args",
 ]

@@ -1,14 +1,71 @@
-"""The account of the videos that could not be read: counted, listed, and too many of them stop the run."""
+"""Videos that cannot be read: counted and listed; too many of them stop the run; listed ones can be left out."""
 
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+
+import pyarrow.compute as pc
+from datasets import DatasetDict
+
+from .fingerprints import video_fingerprint
 
 logger = logging.getLogger(__name__)
 
 OnBadVideo = Literal["error", "skip", "substitute"]
+
+_PLACE = ("shard", "position", "row_group")  # of a video in a shard, where its path alone may not be the only one
+
+
+def bad_video(row: Mapping[str, Any], index: int, reason: str, root: str) -> dict[str, Any]:
+    """What a list of bad videos says of one: its row, where it is, what is wrong, and which video it is below `root`,
+    the folder of all."""
+    place = {name: row[name] for name in _PLACE if row.get(name) is not None}
+    return {
+        "id": index,
+        "path": row["video"]["path"] or f"row {index}",
+        **place,
+        "reason": reason,
+        "fingerprint": video_fingerprint(row, root),
+    }
+
+
+def without_bad_videos(videos: DatasetDict, file: str | os.PathLike) -> DatasetDict:
+    """Leave out the videos that a list names, in every split.
+
+    Args:
+        videos: as `load_videos` gives them.
+        file: JSON lines with at least `path`, as `examples/check_videos.py` and a run's `bad_videos.jsonl` have them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line that is none of such a list, a split without a video left.
+    """
+    listed = set()
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            bad = json.loads(line)
+            listed.add((bad["path"], *map(bad.get, _PLACE)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{file}, line {number}: expected an object with 'path', as examples/check_videos.py writes it, found "
+                f"{line[:100]!r}"
+            ) from error
+    left, found = {}, set()
+    for split, rows in videos.items():
+        table = rows.with_format("arrow")[:]
+        paths = pc.struct_field(table["video"], "path").to_pylist()
+        places = [table[name].to_pylist() if name in table.column_names else [None] * len(rows) for name in _PLACE]
+        keys = list(zip(paths, *places, strict=True))
+        found |= listed.intersection(keys)
+        good = [index for index, key in enumerate(keys) if key not in listed]
+        if not good:
+            raise ValueError(f"{file} lists all {len(rows)} videos of the split {split!r}; none would be left")
+        left[split] = rows.select(good) if len(good) < len(rows) else rows
+    logger.warning("left out %s of the %s bad videos that %s lists", len(found), len(listed), file)
+    return DatasetDict(left)
 
 
 class TooManyBadVideosError(RuntimeError):
@@ -22,16 +79,31 @@ class FailureLog:
         path: file of JSON lines (`id`, `path`, `reason`, `epoch`, `train`) that all ranks append to, or None.
         num_videos: of the whole data set.
         train: whether it is the data set for training, for that and the one for evaluation may share a file.
-        max_bad_fraction: share of bad videos above which `record` raises.
+        max_bad_fraction: share of bad videos above which `record` raises,
+        min_bad_videos: but not before there are so many.
+
+    Raises:
+        ValueError: a share outside [0, 1], a number below 1.
     """
 
-    def __init__(self, path: str | os.PathLike | None, *, num_videos: int, train: bool, max_bad_fraction: float):
+    def __init__(
+        self,
+        path: str | os.PathLike | None,
+        *,
+        num_videos: int,
+        train: bool,
+        max_bad_fraction: float,
+        min_bad_videos: int = 1,
+    ):
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction ({max_bad_fraction}) must be in [0, 1]")
+        if min_bad_videos < 1:
+            raise ValueError(f"min_bad_videos ({min_bad_videos}) must be at least 1")
         self.path = None if path is None else Path(path)
         self.num_videos = num_videos
         self.train = train
         self.max_bad_fraction = max_bad_fraction
+        self.min_bad_videos = min_bad_videos
         self.failures: list[dict[str, Any]] = []
         # What earlier runs left in the file stays there, but it may have been repaired and does not count.
         self._file_start = self.path.stat().st_size if self.path is not None and self.path.exists() else 0
@@ -40,7 +112,8 @@ class FailureLog:
         """Add failures.
 
         Raises:
-            TooManyBadVideosError: with them, more than `max_bad_fraction` of the videos were bad.
+            TooManyBadVideosError: with them, `min_bad_videos` or more, and more than `max_bad_fraction` of all, are
+                bad.
         """
         if not failures:
             return
@@ -53,11 +126,13 @@ class FailureLog:
             with open(self.path, "a", encoding="utf-8") as file:  # one write of whole lines, so that ranks do not mix
                 file.write("".join(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures))
         bad = self._bad_videos()
-        if len(bad) > self.max_bad_fraction * self.num_videos:
+        if len(bad) >= self.min_bad_videos and len(bad) / self.num_videos > self.max_bad_fraction:
             listed = "\n".join(f"  {reason}" for reason in bad.values())
+            where = "" if self.path is None else f" They are listed in {self.path}."
             raise TooManyBadVideosError(
-                f"{len(bad)} of {self.num_videos} videos cannot be read, more than max_bad_fraction "
-                f"({self.max_bad_fraction}) allows; repair or remove them, or allow more:\n{listed}"
+                f"{len(bad)} of {self.num_videos} videos that were read so far cannot be read, more than "
+                f"max_bad_fraction ({self.max_bad_fraction}) allows.{where} examples/check_videos.py finds all of "
+                f"them. Repair, remove or exclude them, or allow more:\n{listed}"
             )
 
     def report(self, epoch: int) -> None:

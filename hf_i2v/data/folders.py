@@ -1,133 +1,171 @@
-"""Folders of videos: `<dir>/<class>/<video>`, where a video is a file or a folder of frames.
+"""Folders of videos: `<dir>/<class>/…/<video>`, where a video is a file or a folder of frames.
 
-Which of the layouts a folder has is found by looking, and what does not fit is an error that says what was found.
+Which of the two a folder holds is found by looking. What does not fit is counted and named, or an error says what was
+found.
 """
 
-import glob
 import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets import DatasetDict, Video, load_dataset
-from datasets.packaged_modules.videofolder.videofolder import VIDEO_EXTENSIONS
+from datasets import DatasetDict
 
 from .frame_folder import FRAME_SUFFIXES
-from .lists import ListedVideo
+from .lists import ListedVideo, references_of
 from .references import VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-_VIDEO_SUFFIXES = {*VIDEO_EXTENSIONS, *(f".{suffix}" for suffix in VIDEO_SUFFIXES)}
-
 
 def load_video_folder(train_dir: str | os.PathLike, validation_dir: str | os.PathLike | None = None) -> DatasetDict:
-    """A data set from folders laid out as `<dir>/<class>/<video file>`, through HF Datasets' `videofolder`.
+    """A data set from class folders, `<dir>/<class>/<video>`.
+
+    A video is a file, or a folder of pictures. It may lie in folders below its class folder. Links are followed;
+    names that begin with a dot are passed over, as are folders whose names begin with `__`.
 
     Args:
         train_dir: folder with one sub-folder per class; its name is the label.
-        validation_dir: the same for validation, with the same classes.
+        validation_dir: the same for validation. With files, both must have the same classes; with folders of frames,
+            no others than `train_dir`.
 
     Returns:
-        The splits "train" and, where asked for, "validation", with the columns `video` (`Video(decode=False)`: a
-        dict with `path` and `bytes`) and `label` (`ClassLabel`, names sorted). Nothing is decoded.
+        The splits "train" and, where asked for, "validation", sorted by path, with the columns `video`
+        (`Video(decode=False)`: a dict with `path` and `bytes`) and `label` (`ClassLabel`, names sorted). Nothing is
+        decoded.
 
     Raises:
         FileNotFoundError: a folder that is not there.
-        ValueError: no class folder, a class folder without a video, classes that differ between the two folders.
+        ValueError: no class folder, a class folder without a video, files and folders of frames together, classes
+            that differ between the two folders.
     """
-    folders = {"train": Path(train_dir)}
+    folders = {"train": train_dir} if validation_dir is None else {"train": train_dir, "validation": validation_dir}
+    found = {split: _videos_by_class(Path(folder)) for split, folder in folders.items()}
+    names = sorted(found["train"])
     if validation_dir is not None:
-        folders["validation"] = Path(validation_dir)
-    classes = {split: _class_names(folder) for split, folder in folders.items()}
-    if validation_dir is not None and classes["train"] != classes["validation"]:
-        only_train = sorted(set(classes["train"]) - set(classes["validation"]))
-        only_validation = sorted(set(classes["validation"]) - set(classes["train"]))
-        raise ValueError(
-            f"the class folders differ: only in {train_dir}: {only_train}; only in {validation_dir}: "
-            f"{only_validation}. Both must hold the same classes: rename, add or remove folders until they do."
+        only_train, only_validation = (
+            sorted(set(found[one]) - set(found[other]))
+            for one, other in (("train", "validation"), ("validation", "train"))
         )
+        has_frames = any(content.frames for content in found["validation"].values())
+        if only_validation or (only_train and not has_frames):
+            raise ValueError(
+                f"the class folders differ: only in {train_dir}: {only_train}; only in {validation_dir}: "
+                f"{only_validation}. Both must hold the same classes: rename, add or remove folders until they do."
+            )
+    splits = {}
+    for split, classes in found.items():
+        listed = [ListedVideo(path, name) for name, content in classes.items() for path in content.all()]
+        splits[split] = references_of(sorted(listed), names)
+    return DatasetDict(splits)
 
-    # Exactly <dir>/<class>/<file>: given a bare folder, HF Datasets would look for splits in the names of its files.
-    data_files = {
-        split: os.path.join(glob.escape(os.path.abspath(folder)), "*", "*") for split, folder in folders.items()
-    }
-    videos = load_dataset("videofolder", data_files=data_files, drop_labels=False, drop_metadata=True)
-    for split in videos:
-        names = videos[split].features["label"].names
-        if names != classes["train"]:
-            raise ValueError(f"HF Datasets sees the classes {names}, the folders are {classes['train']}")
-    return videos.cast_column("video", Video(decode=False))
+
+def videos_in(folder: str | os.PathLike) -> list[str]:
+    """The videos of a folder at any depth, sorted: files, and folders of pictures.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    path = os.path.abspath(folder)
+    if found := _search(path, _Content(), (), is_class=False).all():
+        return sorted(found)
+    raise FileNotFoundError(
+        f"no video in {folder}: expected files named .{', .'.join(VIDEO_SUFFIXES)} or folders of pictures"
+    )
 
 
-def _class_names(folder: Path) -> list[str]:
-    """Names of the class folders, sorted, after a check that each holds videos."""
+@dataclass
+class _Content:
+    """What is in a class folder."""
+
+    videos: list[str] = field(default_factory=list)
+    frames: list[str] = field(default_factory=list)  # folders of pictures
+    ignored: Counter[str] = field(default_factory=Counter)  # kinds of other things
+    lost: list[str] = field(default_factory=list)  # links that lead nowhere, or to a folder that they are in
+
+    def all(self) -> list[str]:
+        return self.videos + self.frames
+
+
+def _videos_by_class(folder: Path) -> dict[str, _Content]:
+    """The content of each class folder, after a check that it has videos."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    # Like HF Datasets, pass over hidden folders.
-    classes = [path.name for path in _visible_folders(folder)]
-    layout = f"expected {folder}/<class>/<video file>, with video files named {', '.join(VIDEO_EXTENSIONS)}"
+    layout = f"expected {folder}/<class>/<video>, files named .{', .'.join(VIDEO_SUFFIXES)} or folders of pictures"
+    path = os.path.abspath(folder)
+    top, classes = _Content(), {}
+    for entry in _folders_in(path, top, (_identity(path),)):
+        classes[entry.name] = _search(entry.path, _Content(), (_identity(path),))
     if not classes:
-        found = sorted(p.name for p in folder.iterdir())
-        raise ValueError(f"{folder} has no class folders (it holds {_some(found)}); {layout}")
-    for name in classes:
-        files = [p for p in (folder / name).iterdir() if not p.name.startswith(".")]
-        others = [p for p in files if p.is_dir() or p.suffix.lower() not in VIDEO_EXTENSIONS]
-        if len(files) == len(others):
-            found = sorted(p.name for p in others)
+        raise ValueError(
+            f"{folder} has no class folders (it holds {_some(sorted(p.name for p in folder.iterdir()))}); {layout}"
+        )
+    for name, content in classes.items():
+        if not content.all():
+            held = sorted(p.name for p in (folder / name).iterdir() if not p.name.startswith("."))
             raise ValueError(
-                f"class folder {folder / name} has no videos (it holds {_some(found)}); {layout}. "
-                "Add videos or remove the folder."
+                f"class folder {folder / name} has no videos (it holds {_some(held)}); {layout}. Add videos or remove "
+                "the folder."
             )
-        if others:
-            kinds = Counter("folders" if p.is_dir() else p.suffix or "no suffix" for p in others)
-            logger.warning("%s: ignoring %s; %s", folder / name, dict(kinds), layout)
+        if content.ignored:
+            logger.warning("%s: ignoring %s; %s", folder / name, dict(content.ignored), layout)
+    if lost := top.lost + [link for content in classes.values() for link in content.lost]:
+        logger.warning(
+            "%s: left out %s links that lead nowhere or to a folder around them: %s", folder, len(lost), _some(lost)
+        )
+    videos = next((content.videos[0] for content in classes.values() if content.videos), None)
+    frames = next((content.frames[0] for content in classes.values() if content.frames), None)
+    if videos and frames:
+        raise ValueError(
+            f"{folder} holds both video files ({videos}) and folders of frames ({frames}); move one kind elsewhere, "
+            "or name the videos in a list"
+        )
     return classes
 
 
-def has_frame_folders(folder: str | os.PathLike) -> bool:
-    """Whether the videos in class folders are folders of pictures.
-
-    Raises:
-        ValueError: some are, and others are files.
-    """
-    file, frames = None, None
-    for class_folder in _visible_folders(Path(folder)):
-        entries = sorted(p for p in class_folder.iterdir() if not p.name.startswith((".", "__")))
-        file = file or next((p for p in entries if p.suffix.lower() in _VIDEO_SUFFIXES and p.is_file()), None)
-        frames = frames or next((p for p in entries if p.is_dir() and _has_pictures(p)), None)
-    if file and frames:
-        raise ValueError(
-            f"{folder} holds both video files ({file}) and folders of frames ({frames}); move one kind elsewhere, or "
-            "name the videos in a list"
-        )
-    return frames is not None
-
-
-def frame_folders(folder: str | os.PathLike) -> list[ListedVideo]:
-    """The videos of `<dir>/<class>/<folder of pictures>`.
-
-    Raises:
-        ValueError: a class without any.
-    """
-    listed = []
-    for class_folder in _visible_folders(Path(folder)):
-        videos = _visible_folders(class_folder)
-        if not videos:
-            raise ValueError(f"class folder {class_folder} has no folders of frames; add some or remove it")
-        listed += [ListedVideo(str(video.resolve()), class_folder.name) for video in videos]
-    return listed
+def _search(folder: str, content: _Content, above: tuple[tuple[int, int], ...], *, is_class: bool = True) -> _Content:
+    """Add what is in a folder, and in those below it, to `content`; `above` are the folders around it."""
+    files = [entry.name for entry in _visible(folder) if os.path.isfile(entry.path)]  # a link may lead to itself
+    suffixes = [os.path.splitext(name)[1].lower() for name in files]
+    videos = [name for name, suffix in zip(files, suffixes, strict=True) if suffix[1:] in VIDEO_SUFFIXES]
+    pictures = [] if is_class or videos else [suffix for suffix in suffixes if suffix in FRAME_SUFFIXES]
+    content.videos += [os.path.join(folder, name) for name in videos]
+    content.frames += [folder] if pictures else []
+    if not pictures:
+        content.ignored.update(suffix or "no suffix" for suffix in suffixes if suffix[1:] not in VIDEO_SUFFIXES)
+    above = (*above, _identity(folder))
+    below = _folders_in(folder, content, above)
+    if not files and not below and not is_class:
+        content.ignored["empty folders"] += 1
+    for entry in below:
+        _search(entry.path, content, above, is_class=False)
+    return content
 
 
-def _has_pictures(folder: Path) -> bool:
-    return any(file.suffix.lower() in FRAME_SUFFIXES for file in folder.iterdir())
+def _folders_in(folder: str, content: _Content, above: tuple[tuple[int, int], ...]) -> list[os.DirEntry]:
+    """Folders in a folder; links that are lost are added to `content`."""
+    found = []
+    for entry in _visible(folder):
+        if not os.path.exists(entry.path):
+            content.lost.append(entry.path)
+        elif entry.is_dir() and not entry.name.startswith("__"):
+            if _identity(entry.path) in above:
+                content.lost.append(entry.path)
+            else:
+                found.append(entry)
+    return found
 
 
-def _visible_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+def _visible(folder: str) -> list[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    stat = os.stat(path)
+    return stat.st_dev, stat.st_ino
 
 
 def _some(names: Sequence[str]) -> str:

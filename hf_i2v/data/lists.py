@@ -17,8 +17,11 @@ import logging
 import os
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from datasets import ClassLabel, Dataset, Features, Value, Video
 
 from .frame_folder import FRAME_SUFFIXES
 from .references import VIDEO_SUFFIXES
@@ -33,6 +36,20 @@ class ListedVideo(NamedTuple):
     label: str
     start: float | None = None
     end: float | None = None
+
+
+def references_of(listed: Sequence[ListedVideo], names: list[str] | None = None) -> Dataset:
+    """Rows `video` and `label`, a string or with the `names` of all classes a `ClassLabel`; `start` and `end` in
+    seconds where one of the videos has them."""
+    columns = {
+        "video": [{"path": video.path, "bytes": None} for video in listed],
+        "label": [video.label for video in listed],
+    }
+    features = Features(video=Video(decode=False), label=Value("string") if names is None else ClassLabel(names=names))
+    if any(video.start is not None or video.end is not None for video in listed):
+        columns |= {"start": [video.start for video in listed], "end": [video.end for video in listed]}
+        features |= Features(start=Value("float64"), end=Value("float64"))
+    return Dataset.from_dict(columns, features=Features(features))
 
 
 def read_list(

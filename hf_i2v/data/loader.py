@@ -1,11 +1,7 @@
 """Batches of clips for training and evaluation, on any number of processes and workers, resumable at any batch.
 
-The order of an epoch is a permutation of references that depends on (seed, epoch) only. One step of all ranks takes
-the next `batch_size * world_size` of them, dealt out one by one; a clip is decoded after it was dealt. So the whole
-state is (epoch, samples taken), and resuming costs nothing, also with another number of workers or ranks.
-
-    position   0 1 2 3 | 4 5 6 7 | 8 9          10 samples, 2 ranks, batches of 2
-    rank       0 1 0 1 | 0 1 0 1 | 0 1          drop_last: the third step is left out
+What comes when is in `order`. A clip is decoded after it was dealt to a rank, so the whole state is (epoch, samples
+taken), and resuming costs nothing, also with another number of workers or ranks.
 """
 
 import logging
@@ -16,10 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .datasets import VideoClips, collate, seeded_generator
-from .failures import FailureLog, OnBadVideo
+from .clips import VideoClips, collate
+from .failures import FailureLog, OnBadVideo, bad_video
+from .fingerprints import common_folder
 from .media import VideoDecodeError
 from .mixing import Mix
+from .order import epoch_order, rank_batches, seeded_generator
 
 logger = logging.getLogger(__name__)
 
@@ -33,50 +31,6 @@ class _BatchKey(NamedTuple):
     epoch: int
     indices: list[int]
     is_padding: list[bool]
-
-
-def epoch_order(
-    num_samples: int, *, seed: int, epoch: int, shuffle: bool, shuffle_buffer_size: int | None = None
-) -> torch.Tensor:
-    """The order of an epoch, (num_samples,) int64, the same on every rank.
-
-    Args:
-        num_samples: rows of the data set.
-        seed: of the permutation.
-        epoch: other epochs have other orders.
-        shuffle: False for the order of the data set.
-        shuffle_buffer_size: None for a permutation of everything. Otherwise a sample moves by less than this many
-            places, which keeps the reading of large shards local; the order is cut at a random place, so that epochs
-            do not start with the same shard.
-    """
-    order = torch.arange(num_samples)
-    if not shuffle or num_samples == 0:
-        return order
-    generator = seeded_generator("order", seed, epoch)
-    if shuffle_buffer_size is None or shuffle_buffer_size >= num_samples:
-        return torch.randperm(num_samples, generator=generator)
-    order = order.roll(int(torch.randint(num_samples, (), generator=generator)))
-    places = torch.arange(num_samples) + shuffle_buffer_size * torch.rand(
-        num_samples, generator=generator, dtype=torch.float64
-    )
-    return order[places.argsort(stable=True)]
-
-
-def rank_batches(
-    num_samples: int, *, batch_size: int, rank: int, world_size: int, drop_last: bool, start: int = 0
-) -> Iterator[list[int]]:
-    """The positions in the epoch's order that make up the batches of a rank, from position `start` on.
-
-    Every rank gets the same number of batches. Without `drop_last` the last step is shared out evenly, in batches of
-    one size: positions of `num_samples` and more are padding, at most one a rank.
-    """
-    step = batch_size * world_size
-    while start + step <= num_samples:
-        yield list(range(start + rank, start + step, world_size))
-        start += step
-    if start < num_samples and not drop_last:
-        size = -(-(num_samples - start) // world_size)
-        yield [start + rank + world_size * i for i in range(size)]
 
 
 class ClipLoader:
@@ -109,7 +63,8 @@ class ClipLoader:
         shuffle_buffer_size: see `epoch_order`; worth setting for parquet shards.
         on_bad_video: "error" raises; "skip" marks the clip as padding; "substitute" takes the next good video of the
             data set, in clips for evaluation it skips. None: "substitute" where `clips` are for training, else "skip".
-        max_bad_fraction: raise `TooManyBadVideosError` once more than this share of the videos was bad.
+        max_bad_fraction: raise `TooManyBadVideosError` once more than this share of the videos was bad,
+        min_bad_videos: but not below so many bad videos: in a small data set a few are a large share.
         bad_videos_file: where to list failures as JSON lines; ranks share one file. None: only in `failures`.
         mix: mixup and CutMix; `labels` are then (B, K) float32.
         device: where batches go, before they are normalised and mixed; None leaves them on the CPU.
@@ -135,6 +90,7 @@ class ClipLoader:
         shuffle_buffer_size: int | None = None,
         on_bad_video: OnBadVideo | None = None,
         max_bad_fraction: float = 0.01,
+        min_bad_videos: int = 5,
         bad_videos_file: str | os.PathLike | None = None,
         mix: Mix | None = None,
         device: torch.device | str | None = None,
@@ -164,7 +120,11 @@ class ClipLoader:
         self._taken = 0  # samples of the epoch that all ranks together have taken
         self._start = 0  # where the next iteration starts
         self._log = FailureLog(
-            bad_videos_file, num_videos=len(clips), train=clips.train, max_bad_fraction=max_bad_fraction
+            bad_videos_file,
+            num_videos=len(clips),
+            train=clips.train,
+            max_bad_fraction=max_bad_fraction,
+            min_bad_videos=min_bad_videos,
         )
         if on_bad_video is None:
             on_bad_video = "substitute" if clips.train else "skip"
@@ -225,8 +185,8 @@ class ClipLoader:
         key = batch.pop("key")
         if self.device is not None:
             batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        if self.clips.normalize is not None:
-            batch["pixel_values"] = self.clips.normalize(batch["pixel_values"])
+        if (normalize := self.clips.transform.normalize) is not None:
+            batch["pixel_values"] = normalize(batch["pixel_values"])
         if self.mix is not None:
             generator = seeded_generator("mix", self.clips.seed, key.epoch, key.indices)
             batch["pixel_values"], batch["labels"] = self.mix(batch["pixel_values"], batch["labels"], generator)
@@ -247,16 +207,25 @@ class ClipLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the batch at which `state_dict` was called, whatever the numbers of workers and ranks now.
 
+        Where bad videos were taken out of the data set since then, the epoch goes on at the same place of a new order.
+        Whether it is the same data set, `videos_fingerprint` can tell.
+
         Raises:
-            ValueError: a state of another data set, seed or kind of shuffling.
+            ValueError: a state of another seed or kind of shuffling.
         """
         own = self.state_dict()
-        places = ("epoch", "samples_taken")
-        differ = {key: (state.get(key), own[key]) for key in own if key not in places and state.get(key) != own[key]}
+        if state.get("num_videos") != own["num_videos"]:
+            logger.warning(
+                "there were %s videos, now there are %s: the rest of epoch %s has a new order, some videos may come "
+                "twice in it or not at all",
+                *(state.get("num_videos"), own["num_videos"], state["epoch"]),
+            )
+        facts = ("seed", "shuffle", "shuffle_buffer_size")
+        differ = {key: (state.get(key), own[key]) for key in facts if state.get(key) != own[key]}
         if differ:
             found = "; ".join(f"{key} was {then!r}, is {now!r}" for key, (then, now) in differ.items())
             raise ValueError(f"the saved state of the data loader does not fit: {found}")
-        self.epoch, self._start = state["epoch"], state["samples_taken"]
+        self.epoch, self._start = state["epoch"], min(state["samples_taken"], len(self.clips))
         self._taken = self._start
 
     def _keys(self) -> Iterator[_BatchKey]:
@@ -303,6 +272,7 @@ class _Batches(Dataset):
         if on_bad_video not in ("error", "skip", "substitute"):
             raise ValueError(f"on_bad_video ({on_bad_video!r}) must be 'error', 'skip' or 'substitute'")
         self.clips = clips
+        self._root: str | None = None  # folder of all videos, as soon as one of them is bad
         self.on_bad_video = "skip" if on_bad_video == "substitute" and not clips.train else on_bad_video
 
     def __getitem__(self, key: _BatchKey) -> dict[str, Any]:
@@ -336,9 +306,9 @@ class _Batches(Dataset):
             except VideoDecodeError as error:
                 if self.on_bad_video == "error":
                     raise
-                failures.append(
-                    {"id": candidate, "path": self.clips.name(candidate), "reason": str(error), "epoch": epoch}
-                )
+                self._root = common_folder(self.clips.dataset) if self._root is None else self._root
+                row = self.clips.dataset[candidate]
+                failures.append(bad_video(row, candidate, str(error), self._root) | {"epoch": epoch})
                 if not substitute:
                     return None
         listed = "\n".join(failure["reason"] for failure in failures)

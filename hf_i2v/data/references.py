@@ -61,14 +61,6 @@ def open_video(
     return reader(path, limits=limits)
 
 
-def version(row: Mapping[str, Any]) -> str:
-    """Changes when the video of a row does: by its bytes, or by path, size and time of change."""
-    if row["video"]["bytes"] is not None:
-        return fsspec.utils.tokenize(row["video"]["bytes"])
-    path = row.get("shard") or row["video"]["path"]
-    return f"{path} {row.get('position')} {_file_version(path)}"
-
-
 def tar_references(shards: list[tuple[str, str]], video_column_name: str, label_column_name: str) -> Iterator[dict]:
     """Rows for the samples of WebDataset tars: files whose names agree up to the first dot. Only headers and labels
     are read. The label is the content of `<sample>.<label_column_name>`, the value of that name in `<sample>.json`, or
@@ -199,16 +191,6 @@ def _parquet(shard: str) -> Iterator[pq.ParquetFile]:
             yield parquet
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{shard}: not a parquet file, or a damaged one ({error})") from error
-
-
-def shard_versions(shards: list[str]) -> list[tuple[str, str]]:
-    """(path, version) of shards, so that an index kept on disk is made anew when a shard changes."""
-    return [(shard, _file_version(shard)) for shard in shards]
-
-
-def _file_version(path: str) -> str:
-    filesystem, path = fsspec.url_to_fs(path)
-    return filesystem.ukey(path)
 
 
 def _reading(path: str, read, *args) -> bytes:

@@ -9,7 +9,7 @@ import argparse
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,19 @@ from datasets import (
     IterableDataset,
     Value,
     Video,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
     load_dataset,
     load_dataset_builder,
 )
 from datasets.exceptions import DatasetGenerationError
 
-from .folders import frame_folders, has_frame_folders, load_video_folder
-from .lists import ListedVideo, read_class_names, read_list, refuse_column_names
-from .references import parquet_features, parquet_references, shard_versions, tar_references
+from .failures import without_bad_videos
+from .fingerprints import shard_versions
+from .folders import load_video_folder
+from .lists import read_class_names, read_list, references_of, refuse_column_names
+from .references import parquet_features, parquet_references, tar_references
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +64,7 @@ def load_videos(
     video_column_name: str = "video",
     label_column_name: str = "label",
     streaming: bool = False,
+    exclude: str | os.PathLike | None = None,
 ) -> DatasetDict:
     """The videos of a data set, as references; nothing is decoded.
 
@@ -66,8 +72,8 @@ def load_videos(
 
     - `dataset_name`: a data set on the Hub, or whatever else `load_dataset` takes; with `streaming`, nothing of its
       videos is downloaded before it is needed.
-    - `train_dir`: class folders of video files or of folders of frames (jpg), or a folder of WebDataset tars or
-      parquet files.
+    - `train_dir`: class folders of video files or of folders of frames (jpg), see `load_video_folder`; or a folder of
+      WebDataset tars or parquet files.
     - `train_file`: a list of videos, see `read_list` for its forms.
 
     Args:
@@ -83,13 +89,14 @@ def load_videos(
         video_column_name: column of the videos; for tars their suffix, where it is unusual.
         label_column_name: column of the labels, class numbers or names; for tars a suffix or a key of the json.
         streaming: leave shards on the Hub where they are and read from them what is needed.
+        exclude: list of bad videos to leave out, as `examples/check_videos.py` and training write it.
 
     Returns:
         "train" and, where there is one, "validation" (a Hub data set's "test" where it has no "validation").
 
     Raises:
         ValueError: not exactly one source, an argument that means nothing to it, columns or labels that are not
-            there, classes that differ.
+            there, classes that differ, a split without videos.
         FileNotFoundError: no such folder or file.
     """
     sources = {"dataset_name": dataset_name, "train_dir": train_dir, "train_file": train_file}
@@ -113,20 +120,19 @@ def load_videos(
         shards = {split: _shards_in(folder) for split, folder in folders.items()}
         if not any(shards.values()):
             refuse_column_names(train_dir, **columns)
-            if not any([has_frame_folders(folder) for folder in folders.values()]):  # looks at all of them
-                return DatasetDict(_with_classes(load_video_folder(train_dir, validation_dir), names))
-            splits = {split: _from_list(frame_folders(folder)) for split, folder in folders.items()}
-            return DatasetDict(_with_classes(splits, names, numbers=False))
-        kind = Path(shards["train"][0]).suffix if shards["train"] else None
-        splits = _from_shards(shards, tar_references if kind == ".tar" else parquet_references, **columns)
+            splits = load_video_folder(train_dir, validation_dir)
+        else:
+            kind = Path(shards["train"][0]).suffix if shards["train"] else None
+            splits = _from_shards(shards, tar_references if kind == ".tar" else parquet_references, **columns)
     elif train_file is not None:
         splits = {
-            split: _from_list(read_list(file, video_dir=video_dir, split=split, **columns))
+            split: references_of(read_list(file, video_dir=video_dir, split=split, **columns))
             for split, file in _splits(train_file, validation_file).items()
         }
     else:
         splits = _from_hub(os.fspath(dataset_name), dataset_config_name, streaming, **columns)
-    return DatasetDict(_with_classes(splits, names))
+    videos = DatasetDict(_with_classes(splits, names))
+    return videos if exclude is None else without_bad_videos(videos, exclude)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,6 +150,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--video_column_name", default="video", help="column of the videos")
     add("--label_column_name", default="label", help="column of the labels")
     add("--streaming", action="store_true", help="read shards from the Hub as they are needed")
+    add("--exclude", help="list of bad videos to leave out, such as bad_videos.jsonl of examples/check_videos.py")
 
 
 def videos_from_args(args: argparse.Namespace) -> DatasetDict:
@@ -193,20 +200,25 @@ def _from_shards(
     return splits
 
 
-def _from_list(listed: Iterable[ListedVideo]) -> Dataset:
-    listed = list(listed)
-    columns: dict[str, list[Any]] = {
-        "video": [{"path": video.path, "bytes": None} for video in listed],
-        "label": [video.label for video in listed],
-    }
-    features = Features(video=Video(decode=False), label=Value("string"))
-    if any(video.start is not None or video.end is not None for video in listed):
-        columns |= {"start": [video.start for video in listed], "end": [video.end for video in listed]}
-        features |= Features(start=Value("float64"), end=Value("float64"))
-    return Dataset.from_dict(columns, features=Features(features))
-
-
 def _from_hub(
+    name: str,
+    config: str | None,
+    streaming: bool,
+    video_column_name: str,
+    label_column_name: str,
+) -> dict[str, Dataset]:
+    if not os.path.isdir(name):
+        return _loaded(name, config, streaming, video_column_name, label_column_name)
+    are_shown = not are_progress_bars_disabled()
+    disable_progress_bars()  # HF Datasets says "Downloading data" of files that are here
+    try:
+        return _loaded(name, config, streaming, video_column_name, label_column_name)
+    finally:
+        if are_shown:
+            enable_progress_bars()
+
+
+def _loaded(
     name: str,
     config: str | None,
     streaming: bool,
@@ -285,8 +297,8 @@ def _references_of_stream(name: str, rows: IterableDataset, video_column_name: s
     return Dataset.from_list(listed, features=rows.features)
 
 
-def _with_classes(splits: dict[str, Dataset], names: list[str] | None, *, numbers: bool = True) -> dict[str, Dataset]:
-    """Labels that are names or, with `numbers`, numbers as text become a `ClassLabel`, the same in all splits."""
+def _with_classes(splits: dict[str, Dataset], names: list[str] | None) -> dict[str, Dataset]:
+    """Labels that are names, or numbers as text, become a `ClassLabel`, the same in all splits."""
     features = {split: rows.features["label"] for split, rows in splits.items()}
     if any(isinstance(feature, ClassLabel) for feature in features.values()):
         are_classes = all(isinstance(feature, ClassLabel) for feature in features.values())
@@ -297,7 +309,7 @@ def _with_classes(splits: dict[str, Dataset], names: list[str] | None, *, number
         return splits
     labels = {split: list(rows["label"]) for split, rows in splits.items()}
     found = sorted({label for values in labels.values() for label in values})
-    if numbers and all(label.isdecimal() for label in found):
+    if all(label.isdecimal() for label in found):
         numbered = {split: [int(label) for label in values] for split, values in labels.items()}
         largest = max(int(label) for label in found)
         names = names or [str(number) for number in range(largest + 1)]

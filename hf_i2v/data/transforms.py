@@ -8,6 +8,7 @@ Shape suffixes: T frame, C channel, H height, W width.
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,18 +25,6 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Transform = Callable[[torch.Tensor, torch.Generator | None], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Compose:
-    """One transform after the other."""
-
-    transforms: tuple[Transform, ...]
-
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        for transform in self.transforms:
-            frames_TCHW = transform(frames_TCHW, generator)
-        return frames_TCHW
 
 
 @dataclass(frozen=True)
@@ -77,6 +66,62 @@ class Normalize:
         return frames_TCHW.sub_(mean_C11 * 255).div_(std_C11 * 255)
 
 
+@dataclass(frozen=True, repr=False)
+class ClipTransform:
+    """From uint8 frames to `pixel_values`, in three parts that `VideoClips` and `ClipLoader` use one by one.
+
+    Args:
+        pixels: transforms on uint8 frames (T, C, H, W), one after the other: crops, colours. The last may add a
+            dimension for several crops in front.
+        flip: decided before the pixels' randomness and done after it, so that a label can follow. None: no flip.
+        normalize: to float32, last of all; where batches have a device, there. None: pixels stay as they are.
+    """
+
+    pixels: tuple[Transform, ...] = ()
+    flip: RandomHorizontalFlip | None = None
+    normalize: Normalize | None = None
+
+    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        frames_TCHW = self.uint8(frames_TCHW, generator, is_flipped=self.draw_flip(generator))
+        return frames_TCHW if self.normalize is None else self.normalize(frames_TCHW)
+
+    def draw_flip(self, generator: torch.Generator | None) -> bool:
+        """Whether to mirror a clip."""
+        return self.flip is not None and self.flip.draw(generator)
+
+    def uint8(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None, *, is_flipped: bool) -> torch.Tensor:
+        """All but the normalisation."""
+        for transform in self.pixels:
+            frames_TCHW = transform(frames_TCHW, generator)
+        return frames_TCHW.flip(-1) if is_flipped else frames_TCHW
+
+    @property
+    def num_crops(self) -> int:
+        """Views that a clip becomes."""
+        return math.prod(getattr(transform, "num_crops", 1) for transform in self.pixels)
+
+    def __repr__(self) -> str:  # part of a feature cache's fingerprint
+        parts = (*self.pixels, *(part for part in (self.flip, self.normalize) if part is not None))
+        return f"Compose(transforms={parts!r})"
+
+
+def Compose(transforms: Sequence[Transform]) -> ClipTransform:
+    """A `ClipTransform` of transforms in a row. A flip may stand anywhere and is done last, before `Normalize`.
+
+    Raises:
+        ValueError: several flips, or a `Normalize` that is not the last.
+    """
+    flips = [part for part in transforms if isinstance(part, RandomHorizontalFlip)]
+    if len(flips) > 1:
+        raise ValueError(f"a clip is flipped once, but there are {len(flips)} flips: {flips}; leave one of them")
+    *others, last = (part for part in (None, *transforms) if part not in flips)
+    normalize = last if isinstance(last, Normalize) else None
+    pixels = tuple(part for part in (*others, last) if part is not None and part is not normalize)
+    if any(isinstance(part, Normalize) for part in pixels):
+        raise ValueError(f"Normalize must be the last of the transforms, got {tuple(transforms)}")
+    return ClipTransform(pixels, flips[0] if flips else None, normalize)
+
+
 def train_transform(
     *,
     size: int,
@@ -89,8 +134,8 @@ def train_transform(
     color_jitter: float = 0.0,
     rand_augment: tuple[int, float] | None = None,
     erase: float = 0.0,
-) -> Compose:
-    """Random resized crop, horizontal flip, what is asked for of colour jitter, RandAugment and erasing, normalise.
+) -> ClipTransform:
+    """Random resized crop, what is asked for of colour jitter, RandAugment and erasing, horizontal flip, normalise.
 
     Args:
         size: side of the square result in pixels.
@@ -111,15 +156,15 @@ def train_transform(
     transforms: list[Transform] = [RandomResizedCrop(size, scale=tuple(scale), interpolation=interpolation)]
     if short_side is not None:
         transforms = [ShortSideJitter(size, tuple(short_side), interpolation)]
-    if flip != 0:
-        transforms.append(RandomHorizontalFlip(flip))
     if color_jitter != 0:
         transforms.append(ColorJitter(color_jitter, color_jitter, color_jitter))
     if rand_augment is not None:
         transforms.append(RandAugment(*rand_augment))
     if erase != 0:
         transforms.append(RandomErasing(erase))
-    return Compose((*transforms, Normalize(tuple(mean), tuple(std))))
+    return ClipTransform(
+        tuple(transforms), RandomHorizontalFlip(flip) if flip != 0 else None, Normalize(tuple(mean), tuple(std))
+    )
 
 
 def eval_transform(
@@ -129,7 +174,7 @@ def eval_transform(
     std: Sequence[float],
     interpolation: Interpolation = "bilinear",
     num_crops: int = 1,
-) -> Compose:
+) -> ClipTransform:
     """Short side to `size`, centre crop, normalise; nothing random. Arguments and result as in `train_transform`.
 
     Args:
@@ -138,7 +183,7 @@ def eval_transform(
     if num_crops not in (1, 3):
         raise ValueError(f"num_crops ({num_crops}) must be 1 or 3")
     crop = CenterCrop(size) if num_crops == 1 else ThreeCrops(size)
-    return Compose((ResizeShortSide(size, interpolation), crop, Normalize(tuple(mean), tuple(std))))
+    return ClipTransform((ResizeShortSide(size, interpolation), crop), None, Normalize(tuple(mean), tuple(std)))
 
 
 @dataclass(frozen=True)
@@ -159,9 +204,10 @@ class Preprocessing:
 
     def image_processor(self):
         """The same preprocessing as a transformers image processor for lists of frames, to be saved beside a model."""
-        from transformers import VideoMAEImageProcessor
+        # not VideoMAEImageProcessor, which warns where torchvision is missing; the saved file names that one
+        from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
-        return VideoMAEImageProcessor(**self._processor_arguments())
+        return VideoMAEImageProcessorPil(**self._processor_arguments())
 
     def save_processors(self, folder: str | os.PathLike, *, num_frames: int) -> None:
         """Save an image processor, for any machine, and a video processor, for those that have torchvision.

@@ -21,19 +21,19 @@ METHODS: dict[str, type["I2VTunerConfig"]] = {}  # every registered configuratio
 
 @dataclass
 class I2VTunerConfig(PeftConfig):
-    """What every method's configuration has. A method subclasses it, fills some sites of a block, says what it is in
-    the class attributes below, and is registered with `hf_i2v.register_method`.
+    """The configuration of a method. A subclass fills some sites of a block, describes the method in the class
+    attributes below, and is registered with `hf_i2v.register_method`.
 
-    Class attributes, each a fact that cards, composition, script and tests read:
-        method_name: what command lines and files call it, in lower case.
-        title, paper: its name in the literature, and where that is ("arXiv 2310.01324").
-        includes: names of methods that are a part of it, so that it does not compose with them.
-        why_alone: why it composes with no other method; None: it does.
+    Class attributes, read by cards, composition, script and tests:
+        method_name: its name in command lines and files, in lower case.
+        title, paper: its name in the literature, and its paper ("arXiv 2310.01324").
+        includes: names of methods that are a part of it. It does not compose with them.
+        why_alone: the reason why it composes with no other method; None: it composes.
         merges: whether all of it folds into weights, time offsets and temporal embedding (`merge_and_unload`).
-        merges_frames: whether blocks after it work on fewer frames; such methods act first where methods meet.
-        reuses_attention: whether it runs the frozen attention another time, where merged weights would act twice.
+        merges_frames: whether later blocks work on fewer frames. Such methods act first in a composition.
+        reuses_attention: whether it runs the frozen attention a second time. Merged weights would then act twice.
         has_branch: whether it is a side branch over the frozen model (`branch_module`), which runs without a graph.
-        unused_parameters: whether trained parameters may get no gradient (what DDP calls unused).
+        unused_parameters: whether trained parameters may get no gradient ("unused" in DDP).
         uses_temporal_embedding, trains_final_norm, default_pooling: what it has besides its modules.
 
     Args:
@@ -43,8 +43,8 @@ class I2VTunerConfig(PeftConfig):
             way round). None: the method's own, or the model's where the method has none.
         modules_to_save: further modules to train and save; the method's own choice (final norm, classifier) is
             added when the adapter is attached.
-        trained_on: shape, a sample of the weights and, where it has a classifier, labels of the model that the adapter
-            is for; filled in when it is attached.
+        trained_on: shape, a sample of the weights and the labels, if any, of the model that the adapter is for; filled
+            in when the adapter is attached.
     """
 
     method_name: ClassVar[str]
@@ -60,7 +60,7 @@ class I2VTunerConfig(PeftConfig):
     uses_temporal_embedding: ClassVar[bool] = False
     trains_final_norm: ClassVar[bool] = False
     default_pooling: ClassVar[str | None] = None
-    _video_config: ClassVar = None  # the live configuration of the model it is attached to
+    _video_config: ClassVar = None  # the I2VConfig of the model that it is attached to
 
     num_frames: int | None = field(default=None, metadata={"help": "Number of frames per clip."})
     layers_to_transform: list[int] | int | None = field(
@@ -86,7 +86,7 @@ class I2VTunerConfig(PeftConfig):
 
     @property
     def target_modules(self) -> str | None:
-        """What peft asks for. The blocks are found by structure; a side branch replaces no module."""
+        """A field that peft requires. hf_i2v finds the blocks by structure, and a side branch replaces no module."""
         return DUMMY_TARGET_MODULES if self.has_branch else None
 
     def resolve(self, backbone: Backbone) -> None:
@@ -101,7 +101,7 @@ class I2VTunerConfig(PeftConfig):
                 raise ValueError(f"layers_to_transform has {layer}, but the model has blocks 0 to {num_blocks - 1}.")
 
     def describe_model(self, model: nn.Module, backbone: Backbone) -> None:
-        """Note what the adapter is attached to. Labels may still change, so saving reads them from the model."""
+        """Record the model that the adapter is attached to. Labels may change later: `to_dict` reads them."""
         self.trained_on = shape_of(backbone) | {"weights": weights_sample(backbone.model)}
         if hasattr(model, "i2v"):
             self._video_config = model.config
@@ -121,11 +121,11 @@ class I2VTunerConfig(PeftConfig):
         return [self]
 
     def __add__(self, other: "I2VTunerConfig") -> "I2VTunerConfig":
-        """Both methods as one adapter; `self` acts first where they meet at a site."""
+        """Both methods as one adapter. At a shared site `self` acts first, unless only `other` merges frames."""
         if not isinstance(other, I2VTunerConfig):
             raise TypeError(
                 f"{type(self).__name__} composes with configurations of hf_i2v, not with {type(other).__name__}. "
-                "For other tuners of peft, merge STDHA into the model first and attach them to that."
+                "To train another tuner of peft with STDHA, attach it to a video model's with_stdha()."
             )
         return ComposedConfig(methods=[*self.parts(), *other.parts()])
 
@@ -168,7 +168,7 @@ class I2VTunerConfig(PeftConfig):
 
 
 def acting_order(methods: list[I2VTunerConfig]) -> list[I2VTunerConfig]:
-    """The methods as they act where they meet: those that merge frames first, the others as written."""
+    """The methods in the order in which they act: those that merge frames first, the others as written."""
     return sorted(methods, key=lambda method: not method.merges_frames)
 
 
@@ -177,7 +177,7 @@ class ComposedConfig(I2VTunerConfig):
     """Methods that act together; made by `+`.
 
     Args:
-        methods: their configurations. `num_frames` and `modules_to_save` are said once, for all of them.
+        methods: their configurations. `num_frames` and `modules_to_save` hold for all of them.
     """
 
     method_name = "i2v_composed"
@@ -191,7 +191,7 @@ class ComposedConfig(I2VTunerConfig):
         self.methods = acting_order([config_from_dict(m) if isinstance(m, dict) else m for m in self.methods])
         if self.layers_to_transform is not None:
             raise ValueError(
-                f"layers_to_transform={self.layers_to_transform} of a composition: say it in each method's own "
+                f"layers_to_transform={self.layers_to_transform} of a composition: set it in each method's own "
                 "configuration."
             )
         names = [m.method_name for m in self.methods]
@@ -199,11 +199,9 @@ class ComposedConfig(I2VTunerConfig):
             raise ValueError(f"A composition needs two methods or more, found {names}.")
         for method in self.methods:
             if names.count(method.method_name) > 1:
-                raise ValueError(
-                    f"{' + '.join(names)} has {method.method_name} twice; one configuration of it can say all."
-                )
+                raise ValueError(f"{' + '.join(names)} has {method.method_name} twice; use one configuration of it.")
             if contained := sorted(set(method.includes) & set(names)):
-                raise ValueError(f"{method.method_name} already has {' and '.join(contained)} in it; leave that out.")
+                raise ValueError(f"{method.method_name} already includes {' and '.join(contained)}; leave that out.")
             if method.why_alone is not None:
                 raise ValueError(f"{' + '.join(names)} makes no sense: {method.title} {method.why_alone}.")
         frames = {m.num_frames for m in [self, *self.methods]} - {None}
@@ -234,7 +232,7 @@ class ComposedConfig(I2VTunerConfig):
         for method in self.methods:
             method.num_frames = remaining
             method.resolve(backbone)
-            remaining //= method.frames_merged()  # what the others find at the end
+            remaining //= method.frames_merged()  # for the methods that act later
         for method in self.methods:
             method.num_frames = self.num_frames
         poolings = dict.fromkeys(m.pooling for m in self.methods if m.pooling)
@@ -264,7 +262,7 @@ def config_from_dict(config: dict) -> I2VTunerConfig:
 
 
 def method_to_dict(config: I2VTunerConfig) -> dict:
-    """What makes the method: its options and type, without where and how an adapter was trained."""
+    """A method's type and options, without the facts of one adapter's training."""
     training = {f.name for f in fields(PeftConfig)} | {"modules_to_save", "trained_on"}
     options = {key: value for key, value in config.to_dict().items() if key not in training and value is not None}
     return {"peft_type": config.peft_type.value, **options}

@@ -1,14 +1,14 @@
-"""M-adapter: a side branch that reads a frozen model's blocks and never sends a gradient into it.
+"""M-adapter: a side branch that reads the blocks of a frozen model, without a gradient into the model.
 
-Paper: M-adapter (CVIU 249:104150). Public is the plan: a parallel branch of hierarchically combined adapters over the
-frozen model's multi-level block outputs, each with a fusion and a temporal module. The inside is ours:
+Paper: M-adapter (CVIU 249:104150). Only the outline is public: a parallel branch of hierarchically combined adapters
+over the frozen model's multi-level block outputs, each with a fusion and a temporal module. The inside is ours:
 
     u_l = W_l LN(x_l)                                    x_l: output of block l, 2×2 patches averaged, no gradient
     f_l = h_{l-1} + σ(G_l [h_{l-1}; u_l]) ⊙ (u_l − h_{l-1})      fusion: a learned gate; h_0 = u_1
     h_l = f_l + dwconv_T(LN f_l);  h_l ← h_l + MLP(LN h_l)       temporal module: depth-wise over time, then the MLP
 
-and the clip feature gets W mean(LN h_L) added, with W zero at the start. Because x_l never changes, the frozen part
-can run once per clip and be read from a cache ever after (`hf_i2v.feature_cache`).
+and W mean(LN h_L) is added to the clip feature, with W zero at the start. Because x_l never changes, the frozen part
+can run once per clip and be read from a cache afterwards (`hf_i2v.feature_cache`).
 """
 
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ class FusionAdapter(nn.Module):
 
 
 class MAdapterBranch(nn.Module):
-    """Block outputs of a clip → what is added to its feature, (B, D)."""
+    """Block outputs of a clip → the summand for its feature, (B, D)."""
 
     def __init__(self, config: "MAdapterConfig", width: int, num_prefix_tokens: int):
         super().__init__()
@@ -72,7 +72,7 @@ class MAdapterBranch(nn.Module):
 
     def read(self, hidden_states: tuple[torch.Tensor, ...], num_frames: int) -> torch.Tensor:
         """The frozen model's hidden states → the levels (L, B, T, P, D), 2×2 patches averaged."""
-        # hidden_states[0] is what enters block 0
+        # hidden_states[0] is the input of block 0
         levels = [self.fewer_tokens(hidden_states[level + 1].detach()) for level in self.levels]
         return torch.stack(levels).unflatten(1, (-1, num_frames))
 
@@ -138,7 +138,7 @@ class MAdapterConfig(I2VTunerConfig):
             self.branch_width = {768: 320, 1024: 512}.get(backbone.hidden_size, max(8, backbone.hidden_size // 2))
 
     def adapts(self, layer: int) -> bool:
-        return False  # it reads the blocks and leaves them alone
+        return False  # it reads the blocks and changes none
 
     def branch_module(self, backbone: Backbone) -> nn.Module:
         return MAdapterBranch(self, backbone.hidden_size, backbone.num_prefix_tokens)

@@ -1,21 +1,22 @@
-"""A site of a transformer block, and the interface of what stands there.
+"""The sites of a transformer block, and the interface of a module that stands at one.
 
     x ── before ──► norm1 ─ attention_in ─ attention ─ attention_out ─► + ── between ──►
          norm2 ─┬─ mlp_in ─ mlp ─ mlp_out ─► + ── after ──► x
                 └─ parallel ───────────────► +
 
-| site          | what `forward` gets                                | what becomes of its result     |
+| site          | what `forward` gets                                | its result                     |
 |---------------|----------------------------------------------------|--------------------------------|
-| before        | the residual stream that enters the block          | takes the place of the input   |
-| attention_in  | norm1(x), the input of q, k and v                  | takes the place of the input   |
-| attention_out | the attention's output, before the residual sum    | takes the place of the input   |
-| between       | the residual stream between attention and MLP      | takes the place of the input   |
-| mlp_in        | norm2(x), the input of the MLP                     | takes the place of the input   |
-| mlp_out       | the MLP's output, before the residual sum          | takes the place of the input   |
+| before        | the residual stream that enters the block          | replaces the input             |
+| attention_in  | norm1(x), the input of q, k and v                  | replaces the input             |
+| attention_out | the attention's output, before the residual sum    | replaces the input             |
+| between       | the residual stream between attention and MLP      | replaces the input             |
+| mlp_in        | norm2(x), the input of the MLP                     | replaces the input             |
+| mlp_out       | the MLP's output, before the residual sum          | replaces the input             |
 | parallel      | norm2(x)                                           | is added to the MLP's output   |
-| after         | the residual stream that leaves the block          | takes the place of the input   |
+| after         | the residual stream that leaves the block          | replaces the input             |
 
-In the last block of a model whose feature reads the CLS token only, sites after `between` may get that token alone.
+In the last block of a model whose feature depends on the CLS token only, sites after `between` may get that token
+alone.
 """
 
 from collections.abc import Callable
@@ -25,11 +26,11 @@ import torch
 from torch import nn
 
 SITE_NAMES = ("before", "attention_in", "attention_out", "between", "mlp_in", "mlp_out", "parallel", "after")
-FOLDING_SITES = ("attention_in", "attention_out", "mlp_in", "mlp_out")  # beside a linear map of the frozen model
+FOLDING_SITES = ("attention_in", "attention_out", "mlp_in", "mlp_out")  # next to a linear layer of the frozen model
 
 
 class AffineMap(NamedTuple):
-    """y = (I + up·down) x + constant, in float32 or wider; thin factors, because A itself is never needed."""
+    """y = (I + up·down) x + constant, in float32 or wider."""
 
     up: torch.Tensor  # (D, R)
     down: torch.Tensor  # (R, D)
@@ -37,7 +38,7 @@ class AffineMap(NamedTuple):
 
 
 class SiteModule(nn.Module):
-    """What a method puts at a site. Subclass it and write `forward`; parameters are optional.
+    """A module that a method puts at a site. A subclass writes `forward`. Parameters are optional.
 
     Attributes:
         frames_merged: how many neighbouring frames become one. A module with another number than 1 stands at `before`
@@ -54,12 +55,12 @@ class SiteModule(nn.Module):
     ) -> torch.Tensor:
         """
         Args:
-            x_MND: (B·T, N, D), what the table above says for the site; frames of one clip are contiguous.
+            x_MND: (B·T, N, D), see the table of this file; frames of one clip are contiguous.
             num_frames: T at this place.
             norm1: the block's own norm before the attention, (…, D) → (…, D).
             attend: the block's own frozen attention over any sequences, (C, length, D) → (C, length, D), without
                 mask, time shift or positions.
-            context: what later versions add; accept and ignore it.
+            context: arguments of later versions. Accept and ignore them.
 
         Returns:
             (B·T, N, D), or (B·T / frames_merged, N, D).
@@ -67,7 +68,7 @@ class SiteModule(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no forward.")
 
     def affine(self) -> AffineMap:
-        """The module as an affine map, in evaluation mode. Only asked of a module that `folds`."""
+        """The module as an affine map, in evaluation mode. Only called if the module `folds`."""
         raise NotImplementedError(f"{type(self).__name__} folds into weights, but has no affine().")
 
 

@@ -22,8 +22,7 @@ ST_SITES = ("before", "between")
 class TokenConv3d(nn.Conv3d):
     """The depth-wise convolution over frames, rows and columns of patch tokens, (B, T, N, R) → (B, T, N, R).
 
-    What it gives for the prefix tokens is not used: they are computed along where that is cheaper than copying the
-    patches out from between them.
+    Its results for the prefix tokens are not used. They are computed where that is cheaper than copying the patches.
     """
 
     def __init__(self, channels: int, kernel_size: tuple[int, int, int], num_prefix_tokens: int):
@@ -75,7 +74,7 @@ class STAdapterConfig(I2VTunerConfig):
     method_name = "st_adapter"
     title = "ST-Adapter"
     paper = "arXiv 2206.13559"
-    unused_parameters = True  # the last block's adapter "between", which a feature of the CLS token does not read
+    unused_parameters = True  # the last block's adapter at "between", if the feature is the CLS token
     default_pooling = "before_norm"
 
     adapter_width: int = field(default=384, metadata={"help": "Width of the bottleneck."})

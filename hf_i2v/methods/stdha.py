@@ -21,7 +21,7 @@ from .config import I2VTunerConfig
 
 
 def shift_heads(x_MHNK: torch.Tensor, num_frames: int, time_offsets: tuple[int, ...]) -> torch.Tensor:
-    """Let the first heads read other frames: out[b, t, h] = x[b, t + o_h, h], or x[b, t, h] outside the clip.
+    """The first heads' rows from other frames: out[b, t, h] = x[b, t + o_h, h], or x[b, t, h] outside the clip.
 
     Args:
         x_MHNK: keys or values, frames of one clip contiguous. Overwritten where no gradient is recorded.
@@ -53,7 +53,7 @@ def _shift(x_BTNK: torch.Tensor, offset: int) -> torch.Tensor:
 
 
 class TimeShift(NamedTuple):
-    """Travels in the place of the attention mask, the one argument that every model hands on to its kernel."""
+    """Passed instead of the attention mask, the only argument that every model hands on to its kernel."""
 
     attention_mask: torch.Tensor | None
     num_frames: int
@@ -61,10 +61,10 @@ class TimeShift(NamedTuple):
 
 
 class TimeShiftConfig:
-    """Stands for an attention layer's config: leads its kernel lookup to STDHA, and all else to the real config.
+    """An attention layer's config with another kernel name, STDHA's. All other attributes are the real config's.
 
-    The user's kernel (eager, sdpa, flash, flex) is read from the real config in every call, so
-    `set_attn_implementation` keeps working and cannot switch STDHA off.
+    Each call reads the user's kernel (eager, sdpa, flash, flex) from the real config. So `set_attn_implementation`
+    keeps working and does not switch STDHA off.
     """
 
     _attn_implementation = f"stdha ({__name__})"  # a copy of this module beside a model has a kernel of its own
@@ -75,7 +75,7 @@ class TimeShiftConfig:
         self.eager = sys.modules[type(attention).__module__].eager_attention_forward
 
     def __getattr__(self, name):
-        if name == "wrapped":  # not there yet while copying or unpickling
+        if name == "wrapped":  # not set yet while copying or unpickling
             raise AttributeError(name)
         return getattr(self.wrapped, name)
 

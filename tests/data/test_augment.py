@@ -1,6 +1,7 @@
 """Augmentations: the same for all frames, decided by the generator, and labels that follow."""
 
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -10,13 +11,19 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from hf_i2v.data import (
     ClipLoader,
+    ClipTransform,
     ColorJitter,
+    Compose,
     Mix,
+    Normalize,
     RandAugment,
     RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
     ShortSideJitter,
     ThreeCrops,
     VideoClips,
+    crops,
     eval_transform,
     train_transform,
 )
@@ -52,7 +59,7 @@ def test_same_for_all_frames_and_by_the_generator_only(transform):
     outcomes = []
     for seed in range(20):
         out_TCHW = transform(still_TCHW, generator(seed))
-        assert out_TCHW.dtype == (torch.float32 if hasattr(transform, "transforms") else torch.uint8)
+        assert out_TCHW.dtype == (torch.float32 if isinstance(transform, ClipTransform) else torch.uint8)
         assert all(torch.equal(frame_CHW, out_TCHW[0]) for frame_CHW in out_TCHW)
         torch.manual_seed(seed + 1)
         assert torch.equal(out_TCHW, transform(still_TCHW, generator(seed)))
@@ -107,6 +114,50 @@ def test_color_jitter():
     bright = [ColorJitter(0.5, 0, 0)(frames_TCHW, generator(seed)).float().mean() for seed in range(20)]
     assert max(bright) > frames_TCHW.float().mean() * 1.1 and min(bright) < frames_TCHW.float().mean() * 0.9
     assert torch.equal(ColorJitter(0, 0, 0)(frames_TCHW, generator()), frames_TCHW)
+
+
+def test_each_colour_has_its_own_draw():
+    """The factors are those of the first to the fourth number that the generator gives."""
+    frames_TCHW = clip(num_frames=1)
+    drawn = (2 * torch.rand(4, dtype=torch.float64, generator=generator(5)) - 1).tolist()
+    assert len({round(abs(value), 3) for value in drawn}) == 4
+    (picture,) = (Image.fromarray(frame.numpy()) for frame in frames_TCHW.permute(0, 2, 3, 1))
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for number, enhancer in enumerate(enhancers):
+        widths = [0.0] * 3
+        widths[number] = 0.4
+        wanted = np.asarray(enhancer(picture).enhance(1 + 0.4 * drawn[number]))
+        out_TCHW = ColorJitter(*widths)(frames_TCHW, generator(5))
+        assert np.array_equal(out_TCHW[0].permute(1, 2, 0).numpy(), wanted), number
+    pure = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    hsv = picture.convert("HSV"), Image.fromarray(pure[0].permute(1, 2, 0).numpy()).convert("HSV")
+    turned_TCHW = ColorJitter(0, 0, 0, hue=0.5)(pure, generator(5))
+    turned = Image.fromarray(turned_TCHW[0].permute(1, 2, 0).contiguous().numpy()).convert("HSV")
+    shift = (turned.getpixel((0, 0))[0] - hsv[1].getpixel((0, 0))[0]) % 256
+    assert abs(shift - round(255 * 0.5 * drawn[3]) % 256) <= 1
+
+
+def test_erased_boxes_are_as_often_wide_as_tall():
+    """Ratios are drawn evenly on a logarithmic scale: r and 1/r are as likely."""
+    frames_TCHW = clip(num_frames=1, height=200, width=200)
+    logs = []
+    for seed in range(300):
+        out_TCHW = RandomErasing(p=1.0, scale=(0.05, 0.05))(frames_TCHW, generator(seed))
+        changed_HW = (out_TCHW != frames_TCHW).any(0).any(0)
+        height, width = changed_HW.any(1).sum(), changed_HW.any(0).sum()
+        logs.append(math.log(height / width))
+    low, high = math.log(0.3), math.log(10 / 3)
+    fractions = np.histogram(logs, bins=4, range=(low - 0.05, high + 0.05))[0] / 300
+    assert abs(np.mean(logs)) < 0.15 and all(0.18 < fraction < 0.32 for fraction in fractions)
+
+
+def test_short_side_jitter_reaches_both_ends(monkeypatch):
+    sizes = set()
+    resize = crops._resize
+    monkeypatch.setattr(crops, "_resize", lambda frames, size, how: sizes.add(size) or resize(frames, size, how))
+    for seed in range(60):
+        ShortSideJitter(16, (20, 23))(clip(num_frames=1, height=24, width=48), generator(seed))
+    assert sizes == {(20, 40), (21, 42), (22, 44), (23, 46)}
 
 
 def test_random_erasing():
@@ -227,6 +278,25 @@ def test_words_that_hold_left_or_right_and_mean_neither(path, caplog):
         make_clips(path, names, transform=flipped)[0]["pixel_values"], straight[0]["pixel_values"].flip(-1)
     )
     assert "not flipped" not in caplog.text
+
+
+def test_a_callable_of_ones_own(path):
+    """Labels cannot follow flips that nobody can see; transforms of ours in a row are sorted into their parts."""
+    pairs = {"flip_labels": {"up": "down"}}
+    with pytest.raises(ValueError, match=r"flip_labels \(\{'up': 'down'\}\) cannot follow the flips of <function"):
+        make_clips(path, transform=lambda frames_TCHW, generator: frames_TCHW.flip(-1), **pairs)
+    assert make_clips(path, transform=lambda frames_TCHW, _: frames_TCHW[..., :8])[0]["pixel_values"].shape[-1] == 8
+    flip, normalize = RandomHorizontalFlip(1.0), Normalize((0.5,) * 3, (0.5,) * 3)
+    row = Compose((RandomResizedCrop(16, scale=(1, 1)), flip, normalize))
+    assert row == ClipTransform((RandomResizedCrop(16, scale=(1, 1)),), flip, normalize)
+    for transform in (row, flip, ClipTransform(flip=flip)):
+        item, straight = (make_clips(path, transform=transform, **more)[0] for more in (pairs, {}))
+        assert (item["labels"], straight["labels"]) == (1, 0)
+        assert torch.equal(item["pixel_values"], straight["pixel_values"])
+    assert make_clips(path, ("go left", "up"), transform=flip).transform == ClipTransform()
+    for wrong, message in (((flip, flip), "there are 2 flips"), ((normalize, flip, flip.draw), "must be the last")):
+        with pytest.raises(ValueError, match=message):
+            Compose(wrong)
 
 
 def test_unusable_flip_labels(path):

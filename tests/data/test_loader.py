@@ -1,9 +1,11 @@
 """ClipLoader on real videos: order, exactly once, resuming, bad videos; and the assignment on paper for many ranks."""
 
+import inspect
 import io
 import json
 import logging
 import random
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset, Features, Value, Video
+from datasets import Dataset, DatasetDict, Features, Value, Video
 
 from hf_i2v.data import (
     ClipLoader,
@@ -23,7 +25,9 @@ from hf_i2v.data import (
     load_videos,
     rank_batches,
     train_transform,
+    videos_fingerprint,
 )
+from hf_i2v.data.failures import FailureLog, without_bad_videos
 
 LOOK = {"size": 8, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 NUM_VIDEOS = 11
@@ -311,15 +315,70 @@ def test_too_many_bad_videos_stop_the_run(paths, tmp_path, caplog):
     clips = make_clips(with_broken(paths, tmp_path, {4, 9}))
     log = tmp_path / "bad.jsonl"
     options = {"batch_size": 2, "bad_videos_file": log, "world_size": 2, "max_bad_fraction": 0.1}
+    options["min_bad_videos"] = 2
     with pytest.raises(TooManyBadVideosError, match=r"2 of 11 .*max_bad_fraction \(0.1\)(.|\n)*broken\.mp4: not"):
         for loader in [ClipLoader(clips, **options, rank=rank) for rank in range(2)]:
             list(loader)  # a rank counts the others' failures through the file
-    list(ClipLoader(clips, batch_size=2, bad_videos_file=log, max_bad_fraction=0.2))  # earlier runs do not count
+    options = {"batch_size": 2, "bad_videos_file": log, "max_bad_fraction": 0.2, "min_bad_videos": 1}
+    list(ClipLoader(clips, **options))  # earlier runs do not count
     evaluation = make_clips(with_broken(paths, tmp_path, {1}), train=False)
-    both = [ClipLoader(c, batch_size=2, bad_videos_file=log, max_bad_fraction=0.2) for c in (clips, evaluation)]
+    both = [ClipLoader(c, **options) for c in (clips, evaluation)]
     for loader in both:  # the other data set's failures in the same file do not count either
         list(loader)
     assert [failure["train"] for failure in both[1].failures] == [False]
+
+
+def test_the_limits_of_bad_videos(tmp_path):
+    """Exactly the fraction is allowed, for every fraction of a hundred; a few bad videos never stop a small run."""
+
+    def record(count, num_videos, **limits):
+        log = FailureLog(None, num_videos=num_videos, train=True, **limits)
+        for i in range(count):
+            log.record([{"id": i, "path": f"{i}.mp4", "reason": f"{i}.mp4: torn", "epoch": 0}])
+
+    for percent in range(100):
+        record(percent, 100, max_bad_fraction=percent / 100)
+        with pytest.raises(TooManyBadVideosError, match=f"{percent + 1} of 100"):
+            record(percent + 1, 100, max_bad_fraction=percent / 100)
+    record(4, 33, max_bad_fraction=0.01, min_bad_videos=5)
+    with pytest.raises(TooManyBadVideosError) as stopped:
+        record(5, 33, max_bad_fraction=0.01, min_bad_videos=5)
+    assert all(f"{i}.mp4: torn" in str(stopped.value) for i in range(5))
+    assert inspect.signature(ClipLoader).parameters["min_bad_videos"].default == 5
+
+
+def test_listed_bad_videos_are_left_out(paths, tmp_path, caplog):
+    """A run's own list is one that the next start takes, and that is still the same run."""
+    copies = [shutil.copy(path, tmp_path) for path in paths]
+    for number in (2, 7):
+        Path(copies[number]).write_bytes(b"torn")
+    broken, log = make_clips(copies), tmp_path / "bad_videos.jsonl"
+    loader = ClipLoader(broken, batch_size=2, shuffle=True, max_bad_fraction=1, bad_videos_file=log)
+    assert len(real_ids(loader)) == NUM_VIDEOS
+    before = videos_fingerprint(broken.dataset)
+    left = without_bad_videos(DatasetDict(train=broken.dataset), log)["train"]
+    assert left["label"] == [0, 1, 3, 4, 5, 6, 8, 9, 10] and "left out 2 of the 2 bad videos" in caplog.text
+    assert videos_fingerprint(left) != before == videos_fingerprint(left, before=before, bad_videos=[log])
+    caplog.clear()
+    rest = VideoClips(left, num_frames=2, transform=broken.transform, train=True)
+    following = ClipLoader(rest, batch_size=2, shuffle=True)
+    following.load_state_dict({**loader.state_dict(), "samples_taken": 4})
+    assert "there were 11 videos, now there are 9" in caplog.text
+    assert len(real_ids(following)) == 5 and len(real_ids(following)) == 9
+    (tmp_path / "list.jsonl").write_text('{"path": "elsewhere.mp4"}\nno json\n')
+    with pytest.raises(ValueError, match=r"list\.jsonl, line 2: expected an object with 'path'"):
+        without_bad_videos(DatasetDict(train=left), tmp_path / "list.jsonl")
+    log.write_text("".join(json.dumps({"path": row["path"]}) + "\n" for row in left["video"]))
+    with pytest.raises(ValueError, match="lists all 9 videos of the split 'train'"):
+        without_bad_videos(DatasetDict(train=left), log)
+
+
+def test_clips_are_dealt_out_one_by_one():
+    """As the picture in the module's text has it."""
+    deal = {"batch_size": 2, "world_size": 2}
+    ranks = [list(rank_batches(10, rank=rank, drop_last=False, **deal)) for rank in range(2)]
+    assert ranks == [[[0, 2], [4, 6], [8]], [[1, 3], [5, 7], [9]]]
+    assert list(rank_batches(11, rank=1, drop_last=False, start=8, **deal)) == [[9, 11]]  # 11 is padding
 
 
 def test_unusable_arguments(clips):

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification,
 
 import hf_i2v
 from hf_i2v.data import ClipLoader, VideoClips, eval_transform, load_video_folder, preprocessing_from_pretrained
-from hf_i2v.evaluation import predict, write_predictions
 from hf_i2v.hub import push_to_hub
+from hf_i2v.training.evaluation import predict, write_predictions
 
 torch.set_num_threads(1)
 folder, video = map(Path, sys.argv[1:])

@@ -1,6 +1,7 @@
 """Checkpoints on disk: written whole or not at all, verified when read, the last few kept.
 
-    output_dir/checkpoint-500/manifest.json        size and SHA-256 of the others, step, configuration of the run
+    output_dir/checkpoint-500/manifest.json        size and SHA-256 of the others, step, configuration of the run,
+                                                   and the SHA-256 of all that
                               weights.safetensors  what is trained; not the frozen base
                               state.pt             optimiser, scheduler, random states, position in the data
 
@@ -13,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+_DIGEST = "sha256"  # key of the manifest's own
 _UNFINISHED = ".unfinished-checkpoint-"
 
 
@@ -39,6 +41,12 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
+def configuration_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`["learning_rate was 0.001, is 0.01", …]`."""
+    keys = sorted({*then, *now})
+    return [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in keys if then.get(key) != now.get(key)]
+
+
 class CheckpointFolder:
     """The checkpoints of one run.
 
@@ -47,14 +55,22 @@ class CheckpointFolder:
         configuration: what makes the run what it is, as plain values; a checkpoint of another one is refused.
         total_limit: how many checkpoints to keep. With one only, a damaged checkpoint has none before it to go back
             to.
+        differences: compares the configuration of a checkpoint with that of the run, and gives what differs.
     """
 
-    def __init__(self, folder: str | os.PathLike, configuration: Mapping[str, Any], total_limit: int = 2):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        configuration: Mapping[str, Any],
+        total_limit: int = 2,
+        differences: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]] = configuration_differences,
+    ):
         if total_limit < 1:
             raise ValueError(f"total_limit ({total_limit}) must be at least 1")
         self.folder = Path(folder)
         self.configuration = json.loads(json.dumps(configuration))  # as it will be read back
         self.total_limit = total_limit
+        self.differences = differences
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
@@ -88,6 +104,7 @@ class CheckpointFolder:
                 _to_disk(file)
             files = {name: _describe(unfinished / name) for name in (_WEIGHTS, _STATE)}
             manifest = {"step": step, "files": files, "configuration": self.configuration}
+            manifest[_DIGEST] = _digest(manifest)
             _write(unfinished / _MANIFEST, json.dumps(manifest, indent=2).encode())
             _sync_folder(unfinished)
             if self.path(step).exists():  # damaged, or a run that went back over it
@@ -139,11 +156,21 @@ class CheckpointFolder:
             manifest = json.loads((path / _MANIFEST).read_bytes())
             step, files, configuration = (manifest[key] for key in ("step", "files", "configuration"))
             wrong = [name for name in (_WEIGHTS, _STATE) if files[name] != _describe(path / name)]
+            if manifest.keys() == {
+                "step",
+                "files",
+                "configuration",
+            }:  # an older one: the folder's name has the step, too
+                is_whole = path.name in (self.path(step).name, "last-checkpoint")
+            else:
+                is_whole = manifest.pop(_DIGEST) == _digest(manifest)
+            if not is_whole:
+                wrong.append(_MANIFEST)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _DamagedError(f"{path} is damaged ({type(error).__name__}: {error})") from error
         if wrong:
             raise _DamagedError(f"{path} is damaged (size or checksum of {', '.join(wrong)})")
-        if differences := configuration_differences(configuration, self.configuration):
+        if differences := self.differences(configuration, self.configuration):
             raise CheckpointError(
                 f"{path} belongs to another configuration: {'; '.join(differences)}. Use the configuration that it "
                 "was made with, or another --output_dir."
@@ -159,12 +186,6 @@ class _DamagedError(CheckpointError):
     pass
 
 
-def configuration_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`["learning_rate was 0.001, is 0.01", …]`."""
-    keys = sorted({*then, *now})
-    return [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in keys if then.get(key) != now.get(key)]
-
-
 def write_atomically(path: str | os.PathLike, text: str) -> None:
     """Replace a file's text; after a crash it holds the old text or the new."""
     path = Path(path)
@@ -172,6 +193,10 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
     _write(new, text.encode())
     new.replace(path)
     _sync_folder(path.parent)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -5,22 +5,21 @@ of processes.
 """
 
 import hashlib
-import os
 import random
 from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
-from datasets import Dataset
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.utils import logging
 
+from ..data.fingerprints import videos_fingerprint  # noqa: F401, part of the public path
 from .checkpoints import Checkpoint
+from .meter import Meter
 
 logger = logging.get_logger(__name__)
 
@@ -77,20 +76,6 @@ def frozen_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def videos_fingerprint(videos: Dataset) -> str:
-    """Changes with the videos of a data set (place below their common folder, place in the shard), their order and
-    labels; not with the folder, nor with streaming."""
-    table = videos.with_format("arrow")[:]
-    paths = [(path or "").replace(os.sep, "/") for path in pc.struct_field(table["video"], "path").to_pylist()]
-    start = os.path.commonprefix(paths).rfind("/") + 1  # noqa: RUF071, it is cut at a slash; there may be URLs
-    names = ("label", "position", "row_group", "start", "end")
-    columns = [table[name].to_pylist() for name in names if name in table.column_names]
-    digest = hashlib.sha256()
-    for path, *row in zip(paths, *columns, strict=True):
-        digest.update(repr((path[start:], row)).encode())
-    return f"{len(paths)} videos, sha256 {digest.hexdigest()[:16]}"
-
-
 class TrainingState:
     """Collects and restores the state of a run. All processes call `collect` and `restore` together.
 
@@ -101,6 +86,7 @@ class TrainingState:
         loader: the `ClipLoader` of the training.
         ema: averages, where there are any.
         scaler: of the gradients in fp16, where there is one.
+        meter: which counts the time and the clips of the whole training.
     """
 
     def __init__(
@@ -111,12 +97,15 @@ class TrainingState:
         loader,
         ema: ExponentialMovingAverage | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        meter: Meter | None = None,
     ):
         self.parameters = trained_parameters(model)
         self.optimizer = optimizer
         self.stateful = {"scheduler": scheduler, "loader": loader}
         if scaler is not None:
             self.stateful["scaler"] = scaler
+        if meter is not None:
+            self.stateful["meter"] = meter
         self.ema = ema
 
     def collect(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -151,7 +140,8 @@ class TrainingState:
             for name, average in zip(self.parameters, self.ema.averages, strict=True):
                 average.copy_(_like(average, weights[f"ema.{name}"]))
         for key, part in self.stateful.items():
-            part.load_state_dict(state[key])
+            if key in state or key != "meter":  # which older checkpoints do not have
+                part.load_state_dict(state[key])
         for group, rate in zip(self.optimizer.param_groups, state["scheduler"]["_last_lr"], strict=True):
             group["lr"] = rate
         _restore_random_state(state["random"], step)

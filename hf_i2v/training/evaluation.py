@@ -5,13 +5,13 @@ Shape suffixes: N video, B video of a batch, V view, K class.
 
 import csv
 import os
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image, ImageDraw
 from torch import nn
 from tqdm import tqdm
 
@@ -30,6 +30,11 @@ class Predictions(NamedTuple):
         metric = VideoClassificationMetric()
         metric.add_batch(predictions=self.scores_NK, references=self.labels_N)
         return metric.compute()
+
+    def loss(self) -> float:
+        """Mean cross-entropy of the averaged scores."""
+        right_N = self.scores_NK[np.arange(len(self.labels_N)), self.labels_N]
+        return float(-np.log(np.maximum(right_N, np.finfo(np.float32).tiny)).mean())
 
 
 def scores(model: nn.Module, pixel_values: torch.Tensor, clips_per_forward: int | None = None) -> torch.Tensor:
@@ -79,7 +84,10 @@ def predict(
 def write_predictions(
     path: str | os.PathLike, predictions: Predictions, videos: Sequence[str], names: Sequence[str]
 ) -> None:
-    """A csv table: video, label, then the five best classes with their scores."""
+    """A csv table: video, label, then the five best classes with their scores.
+
+    A name that a spreadsheet would run as a formula (`=HYPERLINK(…)`) gets an apostrophe in front of it.
+    """
     best_N5 = top_classes(predictions.scores_NK, 5)
     numbers = range(1, best_N5.shape[1] + 1)
     with open(path, "w", newline="") as file:
@@ -88,40 +96,11 @@ def write_predictions(
         for row, label, classes, score_K in zip(
             predictions.ids_N, predictions.labels_N, best_N5, predictions.scores_NK, strict=True
         ):
-            best = (cell for k in classes for cell in (names[k], f"{score_K[k]:.4f}"))
-            table.writerow([videos[row], names[label], *best])
+            best = (cell for k in classes for cell in (as_text(names[k]), f"{score_K[k]:.4f}"))
+            table.writerow([as_text(videos[row]), as_text(names[label]), *best])
 
 
-def confusion_matrix(predictions: Predictions, num_classes: int) -> np.ndarray:
-    """Counts (K, K): row the label, column the prediction."""
-    counts_KK = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts_KK, (predictions.labels_N, predictions.scores_NK.argmax(1)), 1)
-    return counts_KK
-
-
-def draw_confusion_matrix(counts_KK: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """Share of each label's videos (row) that got each prediction (column): white 0, black 1, the diagonal in blue.
-    Rows and columns are named where there is room for it."""
-    num_classes = len(names)
-    share_KK = counts_KK / counts_KK.sum(1, keepdims=True).clip(1)
-    cell = max(1, min(24, 1200 // num_classes))
-    dark = np.zeros((num_classes, num_classes, 3))
-    dark[np.arange(num_classes), np.arange(num_classes)] = (0.1, 0.3, 0.8)
-    pixels = 255 * (1 - share_KK[..., None] * (1 - dark))
-    matrix = Image.fromarray(pixels.round().astype(np.uint8)).resize(
-        (cell * num_classes,) * 2, Image.Resampling.NEAREST
-    )
-    named = cell >= 12
-    margin = 8 + (max(int(ImageDraw.Draw(matrix).textlength(name[:40])) for name in names) if named else 0)
-    picture = Image.new("RGB", (margin + matrix.width + 8, margin + matrix.height + 8), "white")
-    picture.paste(matrix, (margin, margin))
-    ImageDraw.Draw(picture).rectangle(
-        (margin - 1, margin - 1, margin + matrix.width, margin + matrix.height), outline="grey"
-    )
-    if named:
-        for x, anchor, turn, place in ((margin - 4, "rm", 0, (0, margin)), (4, "lm", 90, (margin, 0))):
-            text = Image.new("RGB", (margin - 1, matrix.height), "white")
-            for i, name in enumerate(names):
-                ImageDraw.Draw(text).text((x, cell * i + cell // 2), name[:40], fill="black", anchor=anchor)
-            picture.paste(text.rotate(turn, expand=True), place)
-    return picture
+def as_text(name: str) -> str:
+    """The cell of a table that a spreadsheet opens: no formula, whatever the name."""
+    is_formula = name.startswith(("=", "+", "-", "@", "\t", "\r")) and not re.fullmatch(r"[+-]?\d+(\.\d+)?", name)
+    return f"'{name}" if is_formula else name

@@ -107,8 +107,8 @@ def test_empty_class_folder(folder):
     (folder / "train" / "rest").mkdir()
     with pytest.raises(ValueError, match=r"rest has no videos \(it holds nothing\).*\.mp4"):
         load_video_folder(folder / "train")
-    (folder / "train" / "rest" / "clip.webm").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"rest has no videos \(it holds 'clip.webm'\).*\.mp4"):
+    (folder / "train" / "rest" / "clip.gif").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"rest has no videos \(it holds 'clip.gif'\).*\.mp4"):
         load_video_folder(folder / "train")
 
 
