@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     from hf_i2v.examples import load_example
     from hf_i2v.training.command import run_as_command
 
-    module = import_module(command.source) if "." in command.source else load_example(command.source)
     sys.argv = [f"hf-i2v {name}", *arguments]  # usage lines name the first
+    module = import_module(command.source) if "." in command.source else load_example(command.source)
     return run_as_command(module.main, [argument for argument in arguments if argument != "--debug"])
 
 

@@ -15,7 +15,6 @@ import pytest
 from lower_bounds import lower_bounds
 
 import hf_i2v_cli
-from hf_i2v.examples import load_example
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -131,9 +130,3 @@ def test_an_expected_error_is_a_sentence(monkeypatch, capsys, tmp_path):
     assert "Traceback" not in said
     assert hf_i2v_cli.main(["compare", str(tmp_path), "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
-
-
-def test_recipes_by_name(capsys):
-    main = load_example("run_video_cls").main
-    main(["--config", "inti_l14_k400", "--dry_run", "--num_labels", "3", "--output_dir", "x"])
-    assert "inti" in capsys.readouterr().out
