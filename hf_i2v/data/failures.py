@@ -20,8 +20,14 @@ _PLACE = ("shard", "position", "row_group")  # of a video in a shard, where its 
 
 
 def bad_video(row: Mapping[str, Any], index: int, reason: str, root: str) -> dict[str, Any]:
-    """What a list of bad videos says of one: its row, where it is, what is wrong, and which video it is below `root`,
-    the folder of all."""
+    """A line of a list of bad videos: row, path, place in a shard, reason, and fingerprint.
+
+    Args:
+        row: of the data set.
+        index: number of the row.
+        reason: why the video cannot be read.
+        root: folder that all videos of the data set are in, see `common_folder`.
+    """
     place = {name: row[name] for name in _PLACE if row.get(name) is not None}
     return {
         "id": index,
@@ -130,9 +136,9 @@ class FailureLog:
             listed = "\n".join(f"  {reason}" for reason in bad.values())
             where = "" if self.path is None else f" They are listed in {self.path}."
             raise TooManyBadVideosError(
-                f"{len(bad)} of {self.num_videos} videos that were read so far cannot be read, more than "
-                f"max_bad_fraction ({self.max_bad_fraction}) allows.{where} examples/check_videos.py finds all of "
-                f"them. Repair, remove or exclude them, or allow more:\n{listed}"
+                f"so far {len(bad)} of {self.num_videos} videos cannot be read, more than max_bad_fraction "
+                f"({self.max_bad_fraction}) allows.{where} examples/check_videos.py finds all of them. Repair, remove "
+                f"or exclude them, or allow more:\n{listed}"
             )
 
     def report(self, epoch: int) -> None:

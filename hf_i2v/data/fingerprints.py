@@ -1,4 +1,4 @@
-"""What tells one data set of videos from another: names, sizes, labels; never pixels, which would have to be read.
+"""Fingerprints of videos: of names, sizes and labels; not of pixels, because those would have to be read.
 
 | function | changes with | is kept in |
 |---|---|---|

@@ -1,7 +1,7 @@
 """Folders of videos: `<dir>/<class>/…/<video>`, where a video is a file or a folder of frames.
 
-Which of the two a folder holds is found by looking. What does not fit is counted and named, or an error says what was
-found.
+The content of a folder decides which of the two it holds. A warning counts and names what is left out; an error names
+what was found.
 """
 
 import logging

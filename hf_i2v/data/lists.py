@@ -65,7 +65,7 @@ def read_list(
     Args:
         file: the list; for HMDB51 a pattern such as `splits/*_test_split1.txt`.
         video_dir: folder that paths in the list are relative to; default the folder of the list.
-        split: "train" or "validation", for HMDB51, whose files tell of both.
+        split: "train" or "validation", for HMDB51, whose files list both.
         video_column_name: column of the paths in a csv with header.
         label_column_name: column of the labels there; columns `start` and `end` (seconds) are used where they exist.
 

@@ -208,7 +208,7 @@ class ClipLoader:
         """Continue after the batch at which `state_dict` was called, whatever the numbers of workers and ranks now.
 
         Where bad videos were taken out of the data set since then, the epoch goes on at the same place of a new order.
-        Whether it is the same data set, `videos_fingerprint` can tell.
+        The caller checks with `videos_fingerprint` that it is the same data set.
 
         Raises:
             ValueError: a state of another seed or kind of shuffling.
@@ -255,8 +255,8 @@ def _batch_keys(epoch: int, order: torch.Tensor, batches: Iterator[list[int]]) -
 
 
 class _Keys(Sampler):
-    """The keys of the next iteration. It does not know the ClipLoader: persistent workers that die in a reference
-    cycle keep their parent waiting for seconds."""
+    """The keys of the next iteration. It holds no reference to the ClipLoader: in a reference cycle, the end of
+    persistent workers takes seconds."""
 
     def __init__(self):
         self.keys: Iterator[_BatchKey] = iter(())
@@ -281,8 +281,8 @@ class _Batches(Dataset):
         for index, is_padding in zip(key.indices, key.is_padding, strict=True):
             item = None if is_padding else self._item(index, key.epoch, failures, substitute=False)
             items.append({"ids": index, "is_padding": item is None, **(item or {})})
-        if all(item["is_padding"] for item in items):  # then one of them must lend the others its shape
-            tried = list(failures)  # whose turn is not now counts when it is
+        if all(item["is_padding"] for item in items):  # then one clip is needed for the shape of the others
+            tried = list(failures)  # failures of videos of other batches are recorded there
             items[0] |= self._item(key.indices[0], key.epoch, tried, substitute=True)
         filled = next(item for item in items if "pixel_values" in item)
         items = [{**filled, **item} for item in items]

@@ -112,7 +112,7 @@ def tar_references(shards: list[tuple[str, str]], video_column_name: str, label_
 
 
 def _check_end_of_tar(file, end: int, shard: str, last: str) -> None:
-    """`tarfile` takes a damaged header, or the end of the file, for the end of the archive and says nothing."""
+    """`tarfile` takes a damaged header, or the end of the file, for the end of the archive, without an error."""
     file.seek(end)
     if len(block := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
         raise ValueError(f"{shard}: the tar file is torn, it ends behind byte {end} without an end, after {last}")

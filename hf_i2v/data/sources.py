@@ -210,7 +210,7 @@ def _from_hub(
     if not os.path.isdir(name):
         return _loaded(name, config, streaming, video_column_name, label_column_name)
     are_shown = not are_progress_bars_disabled()
-    disable_progress_bars()  # HF Datasets says "Downloading data" of files that are here
+    disable_progress_bars()  # HF Datasets shows "Downloading data" for local files too
     try:
         return _loaded(name, config, streaming, video_column_name, label_column_name)
     finally:

@@ -256,7 +256,7 @@ def preprocessing_from_pretrained(model_name_or_path: str | os.PathLike, **kwarg
 
     try:
         processor = AutoImageProcessor.from_pretrained(model_name_or_path, **kwargs)
-    except OSError:  # no preprocessor_config.json; if there is no model either, AutoConfig says so
+    except OSError:  # no preprocessor_config.json; if there is no model either, AutoConfig raises
         config = AutoConfig.from_pretrained(model_name_or_path, **kwargs)
         preprocessing = _usual_preprocessing(config)
         logger.warning("%s has no preprocessor_config.json, assuming %s", model_name_or_path, preprocessing)
