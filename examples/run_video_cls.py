@@ -45,6 +45,7 @@ from hf_i2v.cost import Cost, cost
 from hf_i2v.data import (
     ClipLoader,
     Mix,
+    ReadLimits,
     VideoClips,
     add_data_arguments,
     eval_transform,
@@ -118,6 +119,7 @@ fixed("--random_erasing", type=float, default=0.0, help="probability")
 fixed("--mixup_alpha", type=float, default=0.0, help="0: no mixup")
 fixed("--cutmix_alpha", type=float, default=0.0, help="0: no cutmix; with both, each batch gets one of them")
 fixed("--shuffle_buffer_size", type=int, help="keep the shuffling local to this many videos; for parquet shards")
+free("--video_timeout", type=float, default=300.0, help="seconds; a video that takes longer to read is a bad one")
 free("--on_bad_video", choices=["error", "skip", "substitute"], help="default: substitute, in evaluation skip")
 free("--max_bad_fraction", type=float, default=0.01, help="stop above this share of unreadable videos,")
 free("--min_bad_videos", type=positive, default=5, help="but never below so many; all are listed in bad_videos.jsonl")
@@ -253,6 +255,7 @@ def build_clips(args: argparse.Namespace, videos, preprocessing) -> tuple[VideoC
         "num_frames": args.num_frames,
         "frame_stride": args.frame_stride if args.sampling == "dense" else None,
         "policy": args.short_video_policy,
+        "limits": ReadLimits(seconds=args.video_timeout),
     }
     augmentation = train_transform(
         **pixels,

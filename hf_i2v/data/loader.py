@@ -6,6 +6,7 @@ taken), and resuming costs nothing, also with another number of workers or ranks
 
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -74,6 +75,8 @@ class ClipLoader:
         ValueError: an argument out of range, or a data set too small for one step with `drop_last`.
         VideoDecodeError: while iterating, under "error".
         TooManyBadVideosError: while iterating.
+        RuntimeError: a worker gave no batch in the time that reading its videos may take, one after another; it does
+            not come back from a call of FFmpeg, or was stopped.
     """
 
     def __init__(
@@ -144,6 +147,8 @@ class ClipLoader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
+            # a worker that was stopped, or that does not come back from one call of FFmpeg, is not waited for any more
+            timeout=min(clips.limits.seconds * (1 + batch_size), threading.TIMEOUT_MAX) if num_workers else 0,
             generator=torch.Generator(),  # leaves torch's global random state to the model
         )
 

@@ -84,9 +84,12 @@ class Clock:
         """Begin to count anew."""
         self._end = time.monotonic() + self.seconds
 
+    def is_up(self) -> bool:
+        return time.monotonic() > self._end
+
     def check(self) -> None:
         """Raise VideoDecodeError when the time is up."""
-        if time.monotonic() > self._end:
+        if self.is_up():
             raise VideoDecodeError(
                 f"{self.name}: reading it takes longer than the {self.seconds:g} seconds that are allowed "
                 "(ReadLimits.seconds, --video_timeout)"
@@ -131,12 +134,14 @@ class MediaFile:
             raise VideoDecodeError(f"{clock.name}: the file is empty (0 bytes)")
 
     def read(self, size: int) -> bytes:
-        self._clock.check()
-        return self._file.read(size)
+        """For FFmpeg the file ends when the time is up; who called FFmpeg then looks at the clock."""
+        return b"" if self._clock.is_up() else self._file.read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._clock.check()
-        return self._file.seek(offset, whence)
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):  # before the start: damaged files name such places
+            return -errno.EINVAL
 
     def tell(self) -> int:
         return self._file.tell()
@@ -196,7 +201,7 @@ def open_media(
     file = source if protocols else MediaFile(source, clock)
     try:
         if not protocols:
-            _check_tables(file, clock.name, limits.packets)
+            _check_tables(file, clock, limits.packets)
             file.seek(0)
         options = {
             "format_whitelist": ",".join(formats),
@@ -217,6 +222,7 @@ def open_media(
                 )
             raise VideoDecodeError(f"{clock.name}: {reason}") from error
         with container:
+            clock.check()
             yield container
     finally:
         if not protocols:
@@ -249,12 +255,14 @@ def video_stream(container: av.container.InputContainer, name: str, limits: Read
     return streams[0]
 
 
-def _check_tables(file: MediaFile, name: str, max_packets: int) -> None:
+def _check_tables(file: MediaFile, clock: Clock, max_packets: int) -> None:
     """An mp4 of 2 kB can promise 10⁹ packets, and FFmpeg takes 77 bytes for each before anyone can ask."""
     promised = _promised_packets(file, file.size)
+    clock.check()
     if promised > max_packets:
         raise VideoDecodeError(
-            f"{name}: it says that it has {promised} packets, at most {max_packets} are allowed (ReadLimits.packets)"
+            f"{clock.name}: it says that it has {promised} packets, at most {max_packets} are allowed "
+            "(ReadLimits.packets)"
         )
 
 
@@ -301,7 +309,8 @@ def _boxes(file: Any, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """(kind, start, end of the content) of every mp4 box at every depth; of other files nothing that matters."""
     while start + 8 <= end:
         file.seek(start)
-        head = file.read(16)
+        if len(head := file.read(16)) < 8:
+            return
         (size, kind), length = struct.unpack(">I4s", head[:8]), 8
         if size == 1:
             size, length = int.from_bytes(head[8:], "big"), 16

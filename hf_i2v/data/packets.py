@@ -22,6 +22,9 @@ _FORMATS_WITH_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "fl
 # MPEG-4 says "same picture as before" in packets of at most this size, which decode to nothing.
 _MAX_EMPTY_MPEG4 = 19
 
+# Where a slice is damaged, these show what was decoded before it, over key frames too, and do not mark it.
+_SHOW_THE_LAST = {"ffv1", "utvideo"}
+
 # A picture is decoded at most this many before or after its turn to be shown; AV1 and VP9 hide pictures in between.
 _MAX_REORDERED = 64
 
@@ -96,7 +99,7 @@ class Packets:
             return False
         if context.has_b_frames and self._format not in _FORMATS_WITH_TIMES:
             return False
-        if context.name == "ffv1":  # shows the last picture where a slice is damaged, over key frames too, unmarked
+        if context.name in _SHOW_THE_LAST:
             return False
         at = [i for i, is_shown in enumerate(self._is_shown) if is_shown]
         reach = _MAX_REORDERED if context.has_b_frames else 0
@@ -129,6 +132,7 @@ class Packets:
                 self._clock.check()
                 if packet.size:
                     yield packet
+            self._clock.check()
         except IndexError:
             pass  # behind the last packet, PyAV trips over streams that turned up late, as they do in damaged files
 

@@ -47,8 +47,8 @@ class TorchcodecReader:
             with open_media(source, self._clock, limits) as container:
                 context = video_stream(container, self.name, limits).codec_context
                 self._frame_bytes = 3 * context.width * context.height
-            file = MediaFile(source, self._clock)
-        self._decoder = self._called(VideoDecoder, file, num_ffmpeg_threads=1, seek_mode="exact")
+            self._file = MediaFile(source, self._clock)
+        self._decoder = self._called(VideoDecoder, self._file, num_ffmpeg_threads=1, seek_mode="exact")
         self.num_frames = len(self._decoder)
         if self.num_frames == 0:
             raise VideoDecodeError(f"{self.name}: the video stream has zero frames")
@@ -58,6 +58,7 @@ class TorchcodecReader:
 
     def __exit__(self, *exception) -> None:
         self._decoder = None
+        self._file.close()
 
     def times(self) -> list[float]:
         """When each frame is shown, in seconds from the first: by the packets' time stamps, which torchcodec does not

@@ -12,15 +12,16 @@ from .checkpoints import CheckpointFolder
 OURS = Path(__file__).parent.parent
 
 
-def run_as_command(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
-    """Call `main(argv)` and give the exit status: its own, or 0; 130 after Ctrl-C, 1 after an error.
+def run_as_command(main: Callable[..., object], argv: list[str] | None = None) -> int:
+    """Call `main`, with `argv` if there is one, and give the exit status: what `main` returns as a number, else 0; 130
+    after Ctrl-C; 1 after an error.
 
     An error that hf_i2v or the script raises itself, and a file that is not there, are expected: their message is for
     the user. Anything else may be a defect, and is shown with its traceback. With `--debug` on the command line, all
     are.
     """
     try:
-        return main(argv) or 0
+        status = main() if argv is None else main(argv)
     except KeyboardInterrupt as stopped:
         print(f"\n{stopped or 'Stopped.'}", file=sys.stderr)
         return 130
@@ -31,6 +32,7 @@ def run_as_command(main: Callable[[list[str] | None], int | None], argv: list[st
             message = "\n".join([str(error), *getattr(error, "__notes__", [])])
             print(f"\n{type(error).__name__}: {message}\n(--debug shows where it comes from)", file=sys.stderr)
         return 1
+    return status if isinstance(status, int) else 0
 
 
 @contextmanager

@@ -95,5 +95,5 @@ def last_words(folder: Path, weights: Path, results: dict[str, Any]) -> str:
         f"top-1 {100 * results['eval_accuracy']:.1f} %{top5} of {results['eval_num_videos']} videos{failures}\n"
         f"results: {', '.join([str(folder / 'all_results.json'), *files])}\n"
         f"weights: {weights}\n"
-        f"use:     hf-i2v predict --model {weights} clip.mp4"
+        f"use:     hf-i2v predict {weights} clip.mp4"
     )

@@ -1,5 +1,6 @@
 """Damaged files of many kinds: never a crash, a hang or a leak, and never wrong pixels under a label."""
 
+import importlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from training import load_script
 
 from hf_i2v.data import VideoDecodeError, VideoReader, decode_frames, uniform_indices
@@ -96,9 +98,11 @@ def test_damaged_files(tmp_path, versions):
 
 
 def test_damaged_headers(tmp_path, versions):
-    """Bytes of the first 3 kB overwritten, which for mp4 is all of its tables: nothing but a `VideoDecodeError`."""
-    _, files = versions
+    """Bytes of the first 3 kB overwritten, which for mp4 is all of its tables: a `VideoDecodeError`, or a clip whose
+    frames are of the size of the video, and several of each."""
+    whole_TCHW, files = versions
     path = tmp_path / "damaged.mp4"
+    outcomes = {"error": 0, "whole": 0, "other": 0}
     for seed in range(100):
         draw = random.Random(seed)
         content = bytearray(files["whole"])
@@ -107,9 +111,90 @@ def test_damaged_headers(tmp_path, versions):
         path.write_bytes(content)
         try:
             with VideoReader(path) as video:
-                assert len(video.frames([0, video.num_frames - 1])) == 2
+                frames_TCHW = video.frames([0, video.num_frames - 1])
+                assert torch.equal(video.frames([video.num_frames - 1])[0], frames_TCHW[1])
         except VideoDecodeError as error:
             assert path.name in str(error)
+            outcomes["error"] += 1
+            continue
+        assert frames_TCHW.shape[:2] == (2, 3)
+        is_whole = torch.equal(frames_TCHW, whole_TCHW[[0, -1]])
+        outcomes["whole" if is_whole else "other"] += 1
+    # some bytes matter and some do not
+    assert outcomes["error"] >= 5 and outcomes["whole"] >= 1 and outcomes["whole"] + outcomes["other"] >= 5, outcomes
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("clip.wmv", {"codec": "wmv1", "g": "6"}),
+        ("clip.wmv", {"codec": "wmv2", "g": "6"}),
+        ("clip.avi", {"codec": "ffv1"}),
+        ("clip.mkv", {"codec": "ffv1"}),
+        ("clip.avi", {"codec": "utvideo"}),
+        ("clip.avi", {"codec": "msmpeg4v2", "g": "6"}),
+    ],
+)
+def test_a_request_gives_the_same_pixels_whatever_was_read_before(tmp_path, write_video, name, options):
+    """These hide damage by what they decoded before, and do not mark it."""
+    path = write_video(tmp_path / name, num_frames=NUM_FRAMES, **options)
+    whole, read = path.read_bytes(), 0
+    for seed in range(25):
+        draw = random.Random(seed)
+        content = bytearray(whole)
+        for _ in range(12):
+            content[draw.randrange(len(whole) // 4, len(whole))] ^= 1 << draw.randrange(8)
+        try:
+            with VideoReader(bytes(content)) as video:
+                indices = uniform_indices(num_video_frames=video.num_frames, num_frames=4)
+                first_TCHW = video.frames(indices)
+                all_TCHW = video.frames(range(video.num_frames))
+                assert torch.equal(video.frames(indices), first_TCHW), seed
+        except VideoDecodeError:
+            continue
+        assert torch.equal(all_TCHW[indices], first_TCHW), seed
+        read += 1
+    assert read >= 2
+
+
+def test_key_frames_that_are_none(tmp_path, write_video, decode_all):
+    """An AVI that lost its index says that every packet is a key frame."""
+    path = write_video(tmp_path / "clip.avi", codec="msmpeg4v2", num_frames=NUM_FRAMES, g="12")
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"idx1")])
+    every_THWC = decode_all(path)
+    with VideoReader(path) as video:
+        assert all(video._packets._is_key)
+        for indices in ([20], [5, 17], range(NUM_FRAMES)):
+            frames_TCHW = video.frames(indices)
+            assert np.array_equal(frames_TCHW.permute(0, 2, 3, 1).numpy(), every_THWC[list(indices)])
+
+
+def test_time_stamps_that_are_damaged(tmp_path, write_video, decode_all):
+    """Without pictures predicted from later ones, the order of decoding is that of showing."""
+    path = write_video(tmp_path / "clip.ivf", codec="libvpx", num_frames=NUM_FRAMES)
+    content = bytearray(path.read_bytes())
+    place = 32  # behind the header; each frame has 4 bytes of size and 8 of time
+    for _ in range(7):
+        place += 12 + int.from_bytes(content[place : place + 4], "little")
+    content[place + 6] ^= 4
+    path.write_bytes(content)
+    frames_TCHW = decode_frames(path, range(NUM_FRAMES))
+    assert np.array_equal(frames_TCHW.permute(0, 2, 3, 1).numpy(), decode_all(path))
+
+
+def test_fuzzing(tmp_path, monkeypatch):
+    """A short run of the fuzzer; `benchmarks/fuzz_videos.csv` is of a long one."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    fuzz_videos = importlib.import_module("fuzz_videos")
+    few = {"mp4": ["libx264"], "mkv": ["ffv1"], "avi": ["msmpeg4v2"], "ts": ["mpeg2video"], "wmv": ["wmv1"]}
+    kinds = {suffix: {codec: fuzz_videos.KINDS[suffix][codec] for codec in codecs} for suffix, codecs in few.items()}
+    monkeypatch.setattr(fuzz_videos, "KINDS", kinds)
+    output = tmp_path / "verdicts.csv"
+    total = fuzz_videos.main(["--num_files", "60", "--seed", "3", "--output_file", str(output)])
+    assert total.total() == 60 and output.read_text().startswith("file,read,refused,equal")
+    assert total["raised"] == total["died"] == total["late"] == total["unstable"] == 0
+    assert total["equal"] >= 5 and total["refused"] >= 5
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
