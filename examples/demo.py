@@ -28,7 +28,7 @@ import gradio as gr  # reads its settings when it is imported
 import pandas as pd
 
 STYLE = """
-.frames {display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr))}
+.frames {display: grid; gap: 8px; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr))}
 .frames figure {margin: 0; text-align: center}
 .frames img {width: 100%}
 #video video {object-fit: contain; max-height: 240px}
@@ -69,7 +69,7 @@ def pictures_as_html(frames_TCHW: torch.Tensor, captions: Sequence[str]) -> str:
     figures = []
     for frame_CHW, caption in zip(frames_TCHW, captions, strict=True):
         picture, file = Image.fromarray(frame_CHW.permute(1, 2, 0).numpy()), io.BytesIO()
-        picture.thumbnail((256, 256))
+        picture.thumbnail((320, 320))
         picture.save(file, "JPEG")
         data = base64.b64encode(file.getvalue()).decode()
         figures.append(f'<figure><img src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figcaption></figure>')
@@ -85,7 +85,7 @@ def build_page(model: nn.Module) -> gr.Blocks:
         with gr.Row():
             video = gr.Video(label="video", sources=["upload", "webcam"], height=300, elem_id="video")
             answers = gr.Label(label="top classes", num_top_classes=5)
-        frames = gr.HTML(label="the frames it looks at, and their evidence", show_label=True)
+        frames = gr.HTML(label="the frames it looks at, and their evidence", show_label=True, container=True)
         evidence = gr.BarPlot(x="frame", y="evidence", sort="x", label="evidence of each frame", height=180)
 
         def show(path: str | None):
