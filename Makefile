@@ -4,7 +4,7 @@
 # make test-newest   the same with what pip gives today, on the newest Python of this machine
 # make test-demo     the demo page in Chromium (CI: where that can be installed)
 # make dist          sdist and wheel
-# make lint          ruff
+# make lint          ruff, and mypy over the public API
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -87,6 +87,7 @@ dist: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(OLDEST) $(NEWEST) build dist quickstart_output

@@ -3,7 +3,7 @@ transformers."""
 
 from . import moved  # noqa: F401
 from .auto import AutoPeftModelForVideoClassification
-from .backbones import UnsupportedBackboneError
+from .backbones import Backbone, UnsupportedBackboneError
 from .configuration_i2v import I2VConfig
 from .convert import load_released_checkpoint, to_released_state_dict
 from .methods import (
@@ -34,6 +34,7 @@ __all__ = [
     "AIMConfig",
     "AffineMap",
     "AutoPeftModelForVideoClassification",
+    "Backbone",
     "ComposedConfig",
     "I2VConfig",
     "I2VForVideoClassification",

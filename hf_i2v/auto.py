@@ -1,5 +1,7 @@
 """Load a trained adapter from its folder alone: the model that it was trained on is rebuilt first."""
 
+from typing import Any
+
 from peft import PeftConfig, PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import AutoConfig
@@ -28,7 +30,7 @@ class AutoPeftModelForVideoClassification:
         config: PeftConfig | None = None,
         revision: str | None = None,
         low_cpu_mem_usage: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> PeftModel:
         """
         Args:

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedConfig
 
 from .configuration_i2v import I2VConfig, hub_name
 from .counting import Cost, cost, count_macs, latency
@@ -79,7 +79,7 @@ class CardFacts:
 
 def write_card(
     model: nn.Module, folder: str | os.PathLike, facts: CardFacts | None = None, repo_id: str | None = None
-):
+) -> None:
     """Write `README.md` for a model or adapter that is saved in `folder`. Arguments as in `create_card`."""
     create_card(model, facts, repo_id).save(Path(folder) / "README.md")
 
@@ -152,7 +152,7 @@ def one_line(text: object) -> str:
     return re.sub(r"[\x00-\x1f\x7f`|<>{}\[\]]+", " ", str(text)).strip()[:300]
 
 
-def _methods(adapter: PeftConfig | None, config, facts: CardFacts) -> list[str]:
+def _methods(adapter: PeftConfig | None, config: PreTrainedConfig, facts: CardFacts) -> list[str]:
     """Names of the methods in the adapter, or in the model."""
     if isinstance(adapter, I2VTunerConfig):
         return [part.method_name for part in adapter.parts()]
@@ -171,7 +171,7 @@ def _paper(method: str) -> tuple[str, str] | None:
     return LORA if method == "lora" else None
 
 
-def _loading(adapter: PeftConfig | None, config, base_model: str | None, repo_id: str) -> str:
+def _loading(adapter: PeftConfig | None, config: PreTrainedConfig, base_model: str | None, repo_id: str) -> str:
     """The statements that load an adapter, after `import hf_i2v`."""
     base = base_model or "the-image-model"
     if not isinstance(config, I2VConfig):
@@ -223,7 +223,7 @@ def _results(facts: CardFacts) -> list[dict]:
     ]
 
 
-def _costs(model: nn.Module, config, num_frames: int, facts: CardFacts) -> dict:
+def _costs(model: nn.Module, config: PreTrainedConfig, num_frames: int, facts: CardFacts) -> dict:
     image_config = config.image_config if isinstance(config, I2VConfig) else config
     size = getattr(image_config, "vision_config", image_config).image_size
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
@@ -262,7 +262,7 @@ def _cpu(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
-def _configuration(adapter, config, facts: CardFacts) -> dict:
+def _configuration(adapter: PeftConfig | None, config: PreTrainedConfig, facts: CardFacts) -> dict:
     """The method's resolved options or the finished model's configuration, and the settings of the training."""
     if adapter is not None:
         resolved = method_to_dict(adapter)
@@ -278,7 +278,7 @@ def _configuration(adapter, config, facts: CardFacts) -> dict:
     return resolved | ({"training": settings} if settings else {})
 
 
-def _is_local(value) -> bool:
+def _is_local(value: object) -> bool:
     """Whether a setting may be private to the machine: a path, a folder, a user's name."""
     if isinstance(value, dict):
         value = list(value.values())

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import fields
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -56,7 +56,7 @@ class I2VConfig(PreTrainedConfig):
     preprocessing: dict | None = None
     feature_reads_prefix: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         # hf_i2v registers its own pipeline. The one named in config.json is for machines without hf_i2v.
         if __package__ == "hf_i2v":
             kwargs.pop("custom_pipelines", None)
@@ -85,7 +85,7 @@ class I2VConfig(PreTrainedConfig):
         for label in (self.id2label or {}).values():
             check_label(str(label))
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """As everywhere in transformers. Also saves the model's code and its processors."""
         super().save_pretrained(save_directory, **kwargs)
         write_remote_code(save_directory, [type(config_from_dict(method)) for method in self.baked or []])

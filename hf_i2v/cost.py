@@ -1,9 +1,7 @@
 """What a model costs: parameters, multiply-accumulates (MACs, which papers print as "GFLOPs"), memory and latency.
 
-Counted operation by operation, attention included, on the meta device: no weights are copied and nothing is computed.
-
-    python -m hf_i2v.cost --model openai/clip-vit-base-patch16 --tuner zeroi2v st_adapter aim --views 3x1
-    python -m hf_i2v.cost --model path/to/model --tuner st_adapter+inti --latency 5 --format json
+python -m hf_i2v.cost --model openai/clip-vit-base-patch16 --tuner zeroi2v st_adapter aim --views 3x1
+python -m hf_i2v.cost --model path/to/model --tuner st_adapter+inti --latency 5 --format json
 """
 
 import argparse

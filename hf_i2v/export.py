@@ -7,6 +7,7 @@ Both programs take `pixel_values` (B, T, C, h, w) float32 with any B and give `l
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from .modeling_i2v import I2VForVideoClassification
 
 TOLERANCE = 1e-4  # largest difference of a logit from PyTorch's
 OPSET = 20
+Run = Callable[[torch.Tensor], torch.Tensor]  # (B, T, C, h, w) → logits (B, num_labels)
 
 
 class Logits(nn.Module):
@@ -88,7 +90,7 @@ class OnnxClassifier:
 
 
 @torch.no_grad()
-def largest_difference(run, model: I2VForVideoClassification) -> float:
+def largest_difference(run: Run, model: I2VForVideoClassification) -> float:
     """Largest difference between the model's logits and those of `run`, on batches of 1, 2 and 3 clips; NaN if a
     difference is not finite."""
     logits = Logits(model)
@@ -98,7 +100,7 @@ def largest_difference(run, model: I2VForVideoClassification) -> float:
 
 
 @torch.no_grad()
-def accuracy(run, model: I2VForVideoClassification, validation_dir: Path, batch_size: int = 8) -> float:
+def accuracy(run: Run, model: I2VForVideoClassification, validation_dir: Path, batch_size: int = 8) -> float:
     """Top-1 of `run` on folders of videos, one folder per label of the model.
 
     Raises:

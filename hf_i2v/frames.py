@@ -4,6 +4,7 @@ Legend for shapes in this package: `B` clip, `T` frame, `N` token of a frame, `D
 `R` bottleneck, `M = B·T` frame of the batch; pixels are `C`, `h`, `w`.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -38,7 +39,7 @@ def continue_with(num_frames: int) -> None:
 
 
 @contextmanager
-def working_on(num_frames: int, pooling: str, prefix_only: bool = False):
+def working_on(num_frames: int, pooling: str, prefix_only: bool = False) -> Iterator[None]:
     """Set the number of frames, the pooling and whether only prefix tokens are read, for everything called inside."""
     token = _in_flight.set((num_frames, pooling, prefix_only))
     try:

@@ -1,6 +1,8 @@
 """The video models that are saved as one folder: an image model's weights, time offsets, baked modules, classifier."""
 
+import os
 from contextlib import suppress
+from typing import Any, Self
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -39,7 +41,9 @@ class I2VPreTrainedModel(PreTrainedModel):
         return self.is_activation_checkpointing
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool = True, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, use_safetensors: bool = True, **kwargs: Any
+    ) -> Self:
         """As everywhere in transformers, but from safetensors only.
 
         Raises:
@@ -54,7 +58,7 @@ class I2VPreTrainedModel(PreTrainedModel):
         check_finite(dict(model.named_parameters()), pretrained_model_name_or_path)
         return loaded
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As everywhere in transformers.
 
         Raises:
@@ -79,7 +83,7 @@ class I2VPreTrainedModel(PreTrainedModel):
         """The image model's patch embedding, whose output gradient checkpointing makes require a gradient."""
         return find_backbone(self).model.get_input_embeddings()
 
-    def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None):
+    def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None) -> Self:
         """Make STDHA (arXiv 2310.01324) a part of the model, so that any tuner of peft can be attached to it.
 
         Args:
@@ -137,7 +141,7 @@ class I2VModel(I2VPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         num_frames: int | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling | tuple:
         """
         Args:
@@ -177,7 +181,7 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         label2id: dict[str, int] | None = None,
         allow_random_base: bool = False,
         classifier_dropout: float = 0.5,
-        **kwargs,
+        **kwargs: Any,
     ) -> "I2VForVideoClassification":
         """A video model from an image checkpoint, ready to be adapted. Its classifier is new.
 
@@ -227,7 +231,7 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         labels: torch.Tensor | None = None,
         num_frames: int | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> ImageClassifierOutput | tuple:
         """
         Args:

@@ -6,12 +6,12 @@ import json
 
 import pytest
 import torch
+from method_table import CONFIGS, small_config
 from peft import get_peft_model
 from tiny import tiny_image_model
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from hf_i2v import (
-    METHODS,
     AIMConfig,
     I2VForVideoClassification,
     InTIConfig,
@@ -120,11 +120,11 @@ def test_formats_and_latency(tmp_path, capsys):
             main([*options, *wrong])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CONFIGS)
 def test_activations_are_those_of_a_real_step(method, tmp_path):
     tiny_image_model("vit").save_pretrained(tmp_path)
     base = I2VForVideoClassification.from_image_model(tmp_path, num_frames=4, num_labels=3)
-    model = get_peft_model(base, METHODS[method](**({"insert_before": [1]} if method == "inti" else {})))
+    model = get_peft_model(base, small_config(method))
     counted = activation_bytes(model, (2, 4, 3, 16, 16))
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     kept = {}
@@ -139,3 +139,13 @@ def test_activations_are_those_of_a_real_step(method, tmp_path):
         output = model.train()(torch.randn(2, 4, 3, 16, 16))
     del output
     assert counted == pytest.approx(sum(kept.values()), rel=0.1)
+
+
+def test_the_originals_that_peft_keeps_are_not_counted():
+    """The final norm is trained as a copy, and its original is kept; a forward pass uses one of them."""
+    image_model = tiny_image_model("clip")
+    plain = sum(p.numel() for p in image_model.parameters())
+    model = get_peft_model(image_model, small_config("zeroi2v", num_frames=4))
+    adapter = sum(p.numel() for name, p in model.named_parameters() if ".i2v_" in name)
+    norm = sum(p.numel() for p in tiny_image_model("clip").post_layernorm.parameters())
+    assert count_parameters(model) == (plain + adapter, adapter + norm)

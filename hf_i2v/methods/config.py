@@ -111,7 +111,7 @@ class I2VTunerConfig(PeftConfig):
             self.trained_on["video_model"] = self._video_config.rebuilding_facts()
         return super().to_dict()
 
-    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str, **kwargs: object) -> None:
         """As in peft. The folder's README.md then opens with how to load the adapter."""
         super().save_pretrained(save_directory, **kwargs)
         open_card_with_loading(save_directory, self)
@@ -202,8 +202,10 @@ class ComposedConfig(I2VTunerConfig):
                 raise ValueError(f"{' + '.join(names)} has {method.method_name} twice; use one configuration of it.")
             if contained := sorted(set(method.includes) & set(names)):
                 raise ValueError(f"{method.method_name} already includes {' and '.join(contained)}; leave that out.")
-            if method.why_alone is not None:
-                raise ValueError(f"{' + '.join(names)} makes no sense: {method.title} {method.why_alone}.")
+            if why := method.why_alone or ("is a side branch" if method.has_branch else None):
+                raise ValueError(f"{' + '.join(names)} makes no sense: {method.title} {why}.")
+        for fact in ("uses_temporal_embedding", "trains_final_norm", "unused_parameters"):
+            setattr(self, fact, any(getattr(method, fact) for method in self.methods))
         frames = {m.num_frames for m in [self, *self.methods]} - {None}
         if len(frames) > 1:
             raise ValueError(f"The composed methods disagree on num_frames: {sorted(frames)}.")
@@ -211,18 +213,6 @@ class ComposedConfig(I2VTunerConfig):
             self.num_frames = frames.pop()
         saved = [name for m in self.methods for name in m.modules_to_save or []]
         self.modules_to_save = list(dict.fromkeys([*(self.modules_to_save or []), *saved])) or None
-
-    @property
-    def uses_temporal_embedding(self) -> bool:
-        return any(m.uses_temporal_embedding for m in self.methods)
-
-    @property
-    def trains_final_norm(self) -> bool:
-        return any(m.trains_final_norm for m in self.methods)
-
-    @property
-    def unused_parameters(self) -> bool:
-        return any(m.unused_parameters for m in self.methods)
 
     def parts(self) -> list[I2VTunerConfig]:
         return self.methods
