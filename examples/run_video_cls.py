@@ -38,7 +38,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, get_scheduler
 
 from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
-from hf_i2v.architectures import image_config
+from hf_i2v.architectures import video_config
 from hf_i2v.cards import CardFacts, dataset_fingerprint, write_card
 from hf_i2v.configuration_i2v import hub_name
 from hf_i2v.cost import Cost, cost
@@ -170,6 +170,9 @@ here("--push_to_hub", **switch, help="upload checkpoints while training, and the
 here("--hub_model_id", help="user/name on the Hub; default: the name of --output_dir")
 here("--hub_token", help="default: that of `hf auth login`")
 here("--hub_private_repo", **switch, help="if the repository is new")
+here(
+    "--license", help='of the weights, for the card, such as "apache-2.0"; default: the base model\'s, if the Hub says'
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -213,8 +216,7 @@ def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:
     }
     if args.dry_run:
         with torch.device("meta"):
-            config = I2VConfig(image_config=image_config(args.model_name_or_path), **options)
-            return attach_tuner(args, I2VForVideoClassification(config))
+            return attach_tuner(args, I2VForVideoClassification(video_config(args.model_name_or_path, **options)))
     # however it is stored: small steps of what is trained would be lost in half precision
     options["dtype"] = torch.float32
     name = args.model_name_or_path
@@ -632,6 +634,7 @@ def card_facts(
         metrics=metrics,
         view_protocol=f"{args.eval_views} (clips x crops) of {args.num_frames} frames",
         arguments=options,
+        license=args.license,
         measure_latency=args.push_to_hub,
     )
 

@@ -26,11 +26,12 @@ from .modeling_i2v import I2VForVideoClassification, I2VModel
 from .registration import register_auto_classes, register_method, register_pipeline, register_with_peft
 from .tuner import I2VTuner
 from .version import __version__
+from .video_processor import I2VVideoProcessor
 
 for _config in OWN:
     register_method(_config)
 register_with_peft(ComposedConfig)
-register_auto_classes(I2VConfig, I2VModel, I2VForVideoClassification)
+register_auto_classes(I2VConfig, I2VModel, I2VForVideoClassification, I2VVideoProcessor)
 register_pipeline()
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "I2VModel",
     "I2VTuner",
     "I2VTunerConfig",
+    "I2VVideoProcessor",
     "InTIConfig",
     "LinearAdapterConfig",
     "MAdapterConfig",

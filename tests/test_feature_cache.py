@@ -246,10 +246,9 @@ def test_views_are_drawn_per_epoch(make_model, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [1, 0])
-def test_it_takes_the_place_of_clips_in_a_loader(num_workers, make_model, tmp_path, monkeypatch):
-    bad = None if num_workers else 4  # in a forked process, pyarrow's look-up of a bad video may wait for ever
-    monkeypatch.setattr(TrainingClips, "bad", bad)
+def test_it_takes_the_place_of_clips_in_a_loader(num_workers, make_model, tmp_path):
     clips, model = TrainingClips(), make_model()
+    clips.bad = bad = None if num_workers else 4
     cache = FeatureCache.build(tmp_path / "cache", model, clips, views=2)
     loaders = [
         ClipLoader(each, batch_size=2, shuffle=True, num_workers=num_workers, max_bad_fraction=1, device="cpu")
@@ -262,6 +261,15 @@ def test_it_takes_the_place_of_clips_in_a_loader(num_workers, make_model, tmp_pa
         assert logits.shape == (2, 3) and bad not in with_features["ids"].tolist()
     expected = [["video 4 is broken"]] * 2 if bad else [[], []]
     assert [[failure["reason"] for failure in loader.failures] for loader in loaders] == expected
+
+
+def test_a_cache_of_other_offsets_or_pooling_is_stale(make_model, tmp_path):
+    FeatureCache.build(tmp_path / "cache", make_model(), Clips())
+    shifted = get_peft_model(make_model().unload().with_stdha(), MAdapterConfig())
+    pooled = make_model(lambda: MAdapterConfig(pooling="before_norm"))
+    for model in (shifted, pooled):
+        with pytest.raises(StaleCacheError, match="other model weights"):
+            FeatureCache(tmp_path / "cache", model, Clips())
 
 
 def test_only_what_is_frozen_can_be_cached_and_fed(make_model, tmp_path):

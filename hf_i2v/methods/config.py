@@ -2,8 +2,9 @@
 table of all methods."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
 from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -13,10 +14,12 @@ from ..adapter_card import open_card_with_loading
 from ..backbones import Backbone
 from ..peft_type import register_peft_type
 from ..trained_on import shape_of, weights_sample
+from ..untrusted import SIZE_LIMITS, check_types, check_values
 from .branch import Branch
 from .site import SiteModule, check_site
 
 POOLINGS = ("after_norm", "before_norm")
+_OF_PEFT = {field.name for field in fields(PeftConfig)}
 METHODS: dict[str, type["I2VTunerConfig"]] = {}  # every registered configuration class by its `method_name`
 
 
@@ -76,6 +79,10 @@ class I2VTunerConfig(PeftConfig):
     )
 
     def __post_init__(self):
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OF_PEFT}
+        check_values(values, largest=SIZE_LIMITS["hidden_size"])
+        with suppress(NameError):  # hints that only a type checker can read
+            check_types(type(self).__name__, values, get_type_hints(type(self)))
         super().__post_init__()
         self.peft_type = register_peft_type(self.method_name)
         if self.num_frames is not None and self.num_frames < 1:
@@ -254,6 +261,6 @@ def config_from_dict(config: dict) -> I2VTunerConfig:
 
 def method_to_dict(config: I2VTunerConfig) -> dict:
     """A method's type and options, without the facts of one adapter's training."""
-    training = {f.name for f in fields(PeftConfig)} | {"modules_to_save", "trained_on"}
+    training = _OF_PEFT | {"modules_to_save", "trained_on"}
     options = {key: value for key, value in config.to_dict().items() if key not in training and value is not None}
     return {"peft_type": config.peft_type.value, **options}
