@@ -1,7 +1,13 @@
-# make quickstart   a video model from nothing but this checkout, in a few minutes
-# make test         the whole test suite (also what CI runs)
-# make test-demo    the demo page in Chromium (CI: where that can be installed)
-# make lint         ruff
+# make quickstart    a video model from nothing but this checkout, in a few minutes
+# make test          the whole test suite (also what CI runs)
+# make test-oldest   the same with the lowest versions that pyproject.toml allows, on Python 3.11
+# make test-newest   the same with what pip gives today, on the newest Python of this machine
+# make test-demo     the demo page in Chromium (CI: where that can be installed)
+# make dist          sdist and wheel
+# make lint          ruff, and mypy over the public API
+# make audit         known vulnerabilities of what constraints.txt pins; asks pypi.org, so it needs the network
+# make mutants       small faults planted one at a time: do the nearest tests notice? hours; goes on where it stopped
+# make fuzz          thousands of damaged models, adapters and checkpoints; half an hour on a free core
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,8 +15,21 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 DEMO := $(VENV)-demo
+AUDIT := $(VENV)-audit
+OLDEST := $(VENV)-oldest
+NEWEST := $(VENV)-newest
+# of these that start: the names of a version manager may lead nowhere
+NEWEST_PYTHON ?= $(shell for python in $(PYTHON) python3.12 python3.13 python3.14 $(HOME)/.pyenv/versions/*/bin/python; do \
+	$$python -c 'import sys; print("%d.%d %s" % (sys.version_info[:2] + (sys.executable,)))' 2> /dev/null; \
+	done | sort -V | tail -n 1 | cut -d " " -f 2)
+# which torch the two environments take: TORCH=torch==2.13.0 spares the gigabytes of CUDA in a download of another
+TORCH ?= torch
+# SHORT=1: reading videos, training runs, merging, saving, exporting; what breaks first with other versions
+SHORT_TESTS := tests/test_installation.py tests/test_predict.py tests/test_pipeline.py tests/test_registration.py \
+	tests/test_examples.py tests/test_tuner.py tests/data/test_decode.py tests/hub/test_export.py
+TESTS := $(if $(SHORT),$(SHORT_TESTS))
 
-.PHONY: install quickstart test test-quantization test-demo lint clean
+.PHONY: install quickstart test test-quantization test-oldest test-newest test-demo dist lint audit mutants fuzz clean
 
 install: $(INSTALLED)
 
@@ -33,6 +52,26 @@ test-quantization: install
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,quantization]"
 	$(BIN)/python -m pytest tests/test_quantized.py
 
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n 2 $(TESTS)
+
+$(OLDEST)/.installed: pyproject.toml
+	python3.11 -m venv $(OLDEST)
+	python3.11 tests/lower_bounds.py test > $(OLDEST)/constraints.txt
+	test $(TORCH) = torch || sed -i "s/^torch==.*/$(TORCH)/" $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt torch
+	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/constraints.txt --editable ".[test]"
+	touch $@
+
+test-newest: $(NEWEST)/.installed
+	$(NEWEST)/bin/python -m pytest -n 2 $(TESTS)
+
+$(NEWEST)/.installed: pyproject.toml
+	$(NEWEST_PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet "$(TORCH)"
+	$(NEWEST)/bin/pip install --quiet --editable ".[test]"
+	touch $@
+
 test-demo: $(DEMO)/.installed
 	$(DEMO)/bin/python -m pytest tests/hub/test_demo.py
 
@@ -45,9 +84,29 @@ $(DEMO)/.installed: $(INSTALLED)
 	$(DEMO)/bin/pip install --quiet "gradio==6.31.0" "playwright==1.65.2" "pillow<13"
 	touch $@
 
+dist: install
+	$(BIN)/pip install --quiet build
+	$(BIN)/python -m build
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# strict: a package that the service does not know fails, for then nothing was looked up
+audit: $(AUDIT)/.installed
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+$(AUDIT)/.installed:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet "pip-audit>=2.10"
+	touch $@
+
+mutants: install
+	$(BIN)/python benchmarks/mutants.py --max_mutants $(or $(MUTANTS),200) --jobs $(or $(JOBS),1)
+
+fuzz: install
+	$(BIN)/python benchmarks/fuzz_artefacts.py
 
 clean:
-	rm -rf $(VENV) $(DEMO) quickstart_output
+	rm -rf $(VENV) $(DEMO) $(OLDEST) $(NEWEST) $(AUDIT) build dist quickstart_output

@@ -15,6 +15,8 @@ from transformers import CLIPVisionConfig
 
 from hf_i2v import (
     AIMConfig,
+    AttentiveProbeConfig,
+    Frame2FreqConfig,
     I2VConfig,
     I2VForVideoClassification,
     I2VTunerConfig,
@@ -23,6 +25,7 @@ from hf_i2v import (
     MAdapterConfig,
     STAdapterConfig,
     STDHAConfig,
+    STEPConfig,
     ZeroI2VConfig,
 )
 from hf_i2v.cost import count_macs, count_parameters
@@ -49,29 +52,32 @@ class Row:
 def rows() -> list[Row]:
     return [
         Row("plain image model", None, "", "", 140.6),
-        Row("STDHA", STDHAConfig(), "yes", "all but ZeroI2V, M-adapter"),
-        Row("linear adapter", LinearAdapterConfig(), "yes", "all but ZeroI2V, M-adapter"),
+        Row("STDHA", STDHAConfig(), "yes", "all but ZeroI2V, probes, M-adapter"),
+        Row("linear adapter", LinearAdapterConfig(), "yes", "all but ZeroI2V, probes, M-adapter"),
         Row("ZeroI2V, in training", ZeroI2VConfig(), "yes", "ST-Adapter, AIM, InTI", None, 14.2),
-        Row("ST-Adapter 12×384", STAdapterConfig(), "bakes in", "all but M-adapter", 455 / 3, 7),
+        Row("ST-Adapter 12×384", STAdapterConfig(), "bakes in", "all but probes, M-adapter", 455 / 3, 7),
         Row(
             "ST-Adapter 24×384",
             STAdapterConfig(adapter_sites=["before", "between"]),
             "bakes in",
-            "all but M-adapter",
+            "all but probes, M-adapter",
             489 / 3,
             14,
         ),
-        Row("AIM", AIMConfig(), "bakes in", "all but M-adapter", 606 / 3, 11),
+        Row("AIM", AIMConfig(), "bakes in", "all but probes, M-adapter", 606 / 3, 11),
         Row(
             "AIM, SSv2",
             AIMConfig(temporal_adapter_in=True, adapter_scale=1.0),
             "bakes in",
-            "all but M-adapter",
+            "all but probes, M-adapter",
             624 / 3,
             14.3,
         ),
-        Row("InTI", InTIConfig(), "bakes in", "all but M-adapter"),
+        Row("InTI", InTIConfig(), "bakes in", "all but probes, M-adapter"),
+        Row("Frame2Freq", Frame2FreqConfig(), "bakes in", "all but probes, M-adapter"),
         Row("M-adapter", MAdapterConfig(), "bakes in", "none"),
+        Row("attentive probe, 3+1 blocks", AttentiveProbeConfig(), "bakes in", "none"),
+        Row("STEP", STEPConfig(), "bakes in", "none"),
     ]
 
 

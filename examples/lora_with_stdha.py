@@ -25,8 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     model = I2VForVideoClassification.from_image_model(
         args.model_name_or_path, num_frames=args.num_frames, num_labels=args.num_labels
     ).with_stdha()
-    size = model.config.image_config.image_size
-    shape = (1, args.num_frames, 3, size, size)  # (B, T, C, h, w)
+    shape = model.config.clip_shape()  # (B, T, C, h, w)
     print(f"time offsets {model.config.time_offsets}; before: {cost(model, shape)}")
 
     lora = LoraConfig(r=args.r, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, get_scheduler
 
 from hf_i2v import METHODS, I2VConfig, I2VForVideoClassification
-from hf_i2v.architectures import image_config
+from hf_i2v.architectures import video_config
 from hf_i2v.cards import CardFacts, dataset_fingerprint, write_card
 from hf_i2v.configuration_i2v import hub_name
 from hf_i2v.cost import Cost, cost
@@ -53,9 +53,11 @@ from hf_i2v.data import (
     train_transform,
     videos_fingerprint,
 )
+from hf_i2v.feature_cache import FeatureCache
 from hf_i2v.hub import CheckpointUploads, push_folder
 from hf_i2v.merging import merge_difference
 from hf_i2v.options import tuner_config, tuner_options
+from hf_i2v.probe_sweep import VJEPA2, probe_sweep, sweep_settings, write_table
 from hf_i2v.training.checkpoints import CheckpointFolder
 from hf_i2v.training.command import interrupts_explained, run_as_command
 from hf_i2v.training.distribution import check_distribution
@@ -125,6 +127,15 @@ free("--max_bad_fraction", type=float, default=0.01, help="stop above this share
 free("--min_bad_videos", type=positive, default=5, help="but never below so many; all are listed in bad_videos.jsonl")
 free("--dataloader_num_workers", type=int, default=0, help="processes that decode")
 
+# training without the frozen part of the model: probes, M-adapter, and adapters of the last blocks only
+here("--cache_features", type=Path, help="keep what the frozen part gives in this folder, and train from there")
+fixed("--cache_views", type=positive, help="augmented copies of each clip to keep; epochs take turns. Default: 1")
+free("--cache_dtype", choices=["float32", "bfloat16", "float16"], default="float16", help="of what is kept")
+free("--cache_limit", type=float, help="GB of disk that the cache may take")
+pairs = "try a probe with all pairs of RATES x DECAYS in one pass over the cache; without a value those of V-JEPA 2"
+fixed("--probe_sweep", nargs="?", const=VJEPA2, metavar="1e-3,1e-4x0.01,0.1", help=pairs)
+fixed("--sweep_held_out", type=float, default=0.1, help="share of the training videos that the best pair is chosen on")
+
 # the optimisation; a step has per_device_train_batch_size x processes x gradient_accumulation_steps clips
 free("--per_device_train_batch_size", type=positive, default=8, help="clips")
 free("--gradient_accumulation_steps", type=positive, default=1, help="batches of a step")
@@ -159,6 +170,9 @@ here("--push_to_hub", **switch, help="upload checkpoints while training, and the
 here("--hub_model_id", help="user/name on the Hub; default: the name of --output_dir")
 here("--hub_token", help="default: that of `hf auth login`")
 here("--hub_private_repo", **switch, help="if the repository is new")
+here(
+    "--license", help='of the weights, for the card, such as "apache-2.0"; default: the base model\'s, if the Hub says'
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -170,6 +184,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         OPTIONS.error(f"--ema_decay ({args.ema_decay}) must lie between 0 and 1")
     if args.streaming and not args.max_train_steps:
         OPTIONS.error("--streaming needs --max_train_steps: the length of an epoch of a stream is not known")
+    if args.cache_features:
+        args.cache_views = args.cache_views or 1
+        if args.mixup_alpha or args.cutmix_alpha:
+            OPTIONS.error("--cache_features keeps no pixels, so --mixup_alpha and --cutmix_alpha cannot mix them")
+    elif args.cache_views or args.probe_sweep:
+        OPTIONS.error("--cache_views and --probe_sweep need --cache_features, a folder")
+    if args.probe_sweep:
+        try:
+            sweep_settings(args.probe_sweep)
+        except ValueError as error:
+            OPTIONS.error(f"--probe_sweep {error}")
     if not re.fullmatch(r"epoch|no|[1-9]\d*", args.checkpointing_steps):
         OPTIONS.error(f"--checkpointing_steps ({args.checkpointing_steps}) is a number of steps, 'epoch' or 'no'")
     if not re.fullmatch(r"[1-9]\d*x[13]", args.eval_views):
@@ -191,8 +216,7 @@ def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:
     }
     if args.dry_run:
         with torch.device("meta"):
-            config = I2VConfig(image_config=image_config(args.model_name_or_path), **options)
-            return attach_tuner(args, I2VForVideoClassification(config))
+            return attach_tuner(args, I2VForVideoClassification(video_config(args.model_name_or_path, **options)))
     # however it is stored: small steps of what is trained would be lost in half precision
     options["dtype"] = torch.float32
     name = args.model_name_or_path
@@ -274,8 +298,27 @@ def build_clips(args: argparse.Namespace, videos, preprocessing) -> tuple[VideoC
     return train_clips, eval_clips
 
 
-def build_loaders(args: argparse.Namespace, train_clips: VideoClips, eval_clips: VideoClips, accelerator: Accelerator):
-    """Batches of the clips for this process."""
+def cached_clips(args: argparse.Namespace, model: nn.Module, clips: VideoClips, accelerator: Accelerator):
+    """What the frozen part of the model makes of the training clips, from disk; the processes share the making."""
+    model.to(accelerator.device)
+    with accelerator.autocast():
+        return FeatureCache.build(
+            args.cache_features,
+            model,
+            clips,
+            batch_size=args.per_device_train_batch_size,
+            num_workers=args.dataloader_num_workers,
+            dtype=args.cache_dtype,
+            views=args.cache_views,
+            limit_bytes=args.cache_limit and int(args.cache_limit * 1e9),
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            wait=accelerator.wait_for_everyone,
+        )
+
+
+def build_loaders(args: argparse.Namespace, train_clips, eval_clips: VideoClips, accelerator: Accelerator):
+    """Batches of the clips for this process; those to train on may be a cache."""
     common = {
         "num_workers": args.dataloader_num_workers,
         "rank": accelerator.process_index,
@@ -307,9 +350,33 @@ def build_loaders(args: argparse.Namespace, train_clips: VideoClips, eval_clips:
 
 def batch_loss(args: argparse.Namespace, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Mean loss of a batch; clips that stand for an unreadable video count nothing."""
-    logits = model(pixel_values=batch["pixel_values"]).logits.float()
+    inputs = {name: batch[name] for name in ("pixel_values", "frozen_features") if name in batch}
+    logits = model(**inputs).logits.float()
     loss_B = F.cross_entropy(logits, batch["labels"], label_smoothing=args.label_smoothing, reduction="none")
     return (loss_B * ~batch["is_padding"]).mean()
+
+
+def sweep(args: argparse.Namespace, model: nn.Module, cache: FeatureCache, accelerator: Accelerator) -> None:
+    """Train many heads in one pass, give the model the best, and write the table of all."""
+    if accelerator.num_processes > 1:
+        raise ValueError("--probe_sweep runs in one process. The cache may be made by several: leave it out for that.")
+    results = probe_sweep(
+        model,
+        cache,
+        sweep_settings(args.probe_sweep),
+        num_epochs=args.num_train_epochs,
+        batch_size=args.per_device_train_batch_size,
+        held_out=args.sweep_held_out,
+        label_smoothing=args.label_smoothing,
+        seed=args.seed,
+        num_workers=args.dataloader_num_workers,
+    )
+    write_table(args.output_dir / "probe_sweep.csv", results)
+    best = next(result for result in results if result.best)
+    print(
+        f"the best of {len(results)} heads: learning rate {best.learning_rate:g}, weight decay {best.weight_decay:g}, "
+        f"top-1 {100 * best.held_out_accuracy:.1f} % on the held-out part; all are in probe_sweep.csv"
+    )
 
 
 def resume(args, accelerator: Accelerator, checkpoints: CheckpointFolder, state: TrainingState) -> int:
@@ -375,12 +442,15 @@ def main(argv: list[str] | None = None) -> None:
     videos, names = videos_of_run(args)
     args.num_labels = len(names)
     preprocessing = preprocessing_from_pretrained(args.model_name_or_path)
-    train_loader, eval_loader = build_loaders(args, *build_clips(args, videos, preprocessing), accelerator)
+    train_clips, eval_clips = build_clips(args, videos, preprocessing)
 
     # model, optimiser, schedule
     model = build_model(args, names)
     if args.evaluate_only:
         load_result(model, result_folder(args))
+    elif args.cache_features:
+        train_clips = cached_clips(args, model, train_clips, accelerator)
+    train_loader, eval_loader = build_loaders(args, train_clips, eval_clips, accelerator)
     model_cost = cost(model, (1, args.num_frames, 3, preprocessing.size, preprocessing.size))
     frozen_weights = frozen_fingerprint(model)
     optimizer = build_optimizer(args, model)
@@ -405,7 +475,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     meter = Meter(accelerator)
     state = TrainingState(trained, optimizer.optimizer, scheduler, train_loader, ema, accelerator.scaler, meter)
-    first = step = args.max_train_steps if args.evaluate_only else resume(args, accelerator, checkpoints, state)
+    nothing_to_train = args.evaluate_only or args.probe_sweep
+    first = step = args.max_train_steps if nothing_to_train else resume(args, accelerator, checkpoints, state)
     options = resolved_options(args) | {"batch_size": batch_size}
     accelerator.init_trackers("run_video_cls", {k: v for k, v in options.items() if isinstance(v, str | int | float)})
     accelerator.print(
@@ -430,9 +501,11 @@ def main(argv: list[str] | None = None) -> None:
         return predictions
 
     # training
+    if args.probe_sweep and not args.evaluate_only:
+        sweep(args, trained, train_clips, accelerator)
     check = FiniteCheck(trained_parameters(trained).values())
     bar = {"total": args.max_train_steps, "initial": step, "desc": "train", "unit": "step"}
-    bar["disable"] = args.evaluate_only or not accelerator.is_local_main_process
+    bar["disable"] = nothing_to_train or not accelerator.is_local_main_process
     saved_epoch = train_loader.state_dict()["epoch"]
     with interrupts_explained(checkpoints), tqdm(**bar) as progress:
         while step < args.max_train_steps:
@@ -561,6 +634,7 @@ def card_facts(
         metrics=metrics,
         view_protocol=f"{args.eval_views} (clips x crops) of {args.num_frames} frames",
         arguments=options,
+        license=args.license,
         measure_latency=args.push_to_hub,
     )
 

@@ -31,6 +31,7 @@ from hf_i2v.training.videos import videos_of_run
 
 NOT_HERE = {
     **{"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "ema_decay": None, "eval_views": "1x1", "dry_run": False},
+    **{"cache_features": None, "cache_views": None, "probe_sweep": None},
     **{"shuffle_buffer_size": None, "max_bad_fraction": 0.01, "push_to_hub": False, "hub_model_id": None},
     **{"hub_token": None, "hub_private_repo": False, "evaluate_only": False, "min_bad_videos": 5},
 }

@@ -100,9 +100,10 @@ def find_backbone(model: nn.Module) -> Backbone:
                 found[owner] = (stack, embeddings[0], parts)
                 break
     if not found:
+        near_miss = _near_miss(modules, stacks)
         raise UnsupportedBackboneError(
-            f"No supported vision transformer was found in {type(model).__name__}. hf_i2v adapts {SUPPORTED}; "
-            "pass such a model, or a model that holds one."
+            f"No supported vision transformer was found in {type(model).__name__}{near_miss}. hf_i2v adapts "
+            f"{SUPPORTED}; pass such a model, or a model that holds one."
         )
     if len(found) > 1:
         raise UnsupportedBackboneError(
@@ -132,6 +133,18 @@ def find_backbone(model: nn.Module) -> Backbone:
     )
 
 
+def _near_miss(modules: dict[str, nn.Module], stacks: dict[str, BlockParts]) -> str:
+    """Why what looks like a vision transformer is none: " (its …)", or nothing."""
+    if stacks:
+        return " (its patches are not embedded by a convolution)"
+    for stack in modules.values():
+        if isinstance(stack, nn.ModuleList) and len(stack):
+            block = without_peft(stack[0])
+            if sum(_is_norm(child) for child in block.children()) > 1:
+                return f" (its {type(block).__name__}: {_parts_or_reason(block)})"
+    return ""
+
+
 def grid_side(num_patches: int) -> int:
     """Patches along one side of a square image.
 
@@ -146,7 +159,13 @@ def grid_side(num_patches: int) -> int:
 
 def block_parts(block: nn.Module) -> BlockParts | None:
     """The parts of a transformer block, or None if it does not have the structure of one."""
-    if hasattr(block, "block_parts"):  # a VideoBlock
+    found = _parts_or_reason(block)
+    return found if isinstance(found, BlockParts) else None
+
+
+def _parts_or_reason(block: nn.Module) -> BlockParts | str:
+    """The parts of a transformer block, or why they are not found."""
+    if hasattr(block, "block_parts"):  # a VideoBlock knows them already
         return block.block_parts
     norms, attentions, mlps, tails = [], [], [], []
     for name, child in block.named_children():
@@ -156,21 +175,25 @@ def block_parts(block: nn.Module) -> BlockParts | None:
             attentions.append(name)
         elif isinstance(child, (nn.Dropout, nn.Identity)) or type(child).__name__.endswith(("DropPath", "LayerScale")):
             tails.append(name)
+        elif fused := _fused_projection(child):
+            return f"{name}.{fused} is one projection for queries, keys and values; STDHA and adapters need three"
+        elif "attention" in type(child).__name__.lower():
+            return f"{name}, a {type(child).__name__}, has no q_proj, k_proj and v_proj of its own"
         elif _linears(child):
             mlps.append(name)
         else:
-            return None
+            return f"{name}, a {type(child).__name__}, is no part of a plain pre-norm block"
     if (len(norms), len(attentions), len(mlps)) != (2, 1, 1):
-        return None
+        return f"{len(norms)} norms, {len(attentions)} attentions and {len(mlps)} MLPs, not 2, 1 and 1"
     # A layer scale belongs to one of the two branches, in order; dropout and drop path serve both.
     scales = [name for name in tails if type(getattr(block, name)).__name__.endswith("LayerScale")]
     if len(scales) not in (0, 2):
-        return None
+        return f"{len(scales)} layer scales, not two or none"
     shared = [name for name in tails if name not in scales]
     attention_linears = [n for n in _linears(getattr(block, attentions[0])) if n not in ("q_proj", "k_proj", "v_proj")]
     *mlp_inputs, mlp_output = _linears(getattr(block, mlps[0]))
     if len(attention_linears) != 1 or not mlp_inputs:
-        return None
+        return f"{attentions[0]} and {mlps[0]} have other projections than an attention and an MLP"
     return BlockParts(
         norm1=norms[0],
         attention=attentions[0],
@@ -182,6 +205,11 @@ def block_parts(block: nn.Module) -> BlockParts | None:
         mlp_inputs=tuple(mlp_inputs),
         mlp_output=mlp_output,
     )
+
+
+def _fused_projection(module: nn.Module) -> str | None:
+    """The name of a projection for queries, keys and values together, if an attention has one."""
+    return next((name for name in _linears(module) if "qkv" in name), None)
 
 
 def _linears(module: nn.Module) -> list[str]:

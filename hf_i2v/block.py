@@ -15,7 +15,7 @@ from torch import nn
 
 from .activation import lean_activations, own_activations
 from .backbones import BlockParts
-from .frames import continue_with, frames_in_flight, prefix_only_in_flight
+from .frames import continue_with, frames_in_flight, passage_in_flight, prefix_only_in_flight
 from .merging import Folded, fold_into_weights
 from .methods.site import FOLDING_SITES, SITE_NAMES, SiteModule
 from .methods.stdha import TimeShift, TimeShiftConfig
@@ -110,11 +110,24 @@ class VideoBlock(Swapped):
     """
 
     block_parts: BlockParts
+    number: int  # from 0
     time_offsets: tuple[int, ...]
     rotary: bool  # whether the attention takes position embeddings
     num_prefix_tokens: int | None = None  # last block only: it may drop all other tokens
 
     def __call__(self, x_MND: torch.Tensor, *args, **kwargs):
+        passage = passage_in_flight()
+        if passage is None:
+            return self._run(x_MND, *args, **kwargs)
+        if passage.entering is not None and passage.first_block == self.number:
+            x_MND = passage.entering
+        passage.note(self.number, x_MND)
+        if not passage.skips(self.number):
+            x_MND = self._run(x_MND, *args, **kwargs)
+            passage.note(self.number + 1, x_MND)
+        return x_MND
+
+    def _run(self, x_MND: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         if self._checkpoints_reentrantly() and not x_MND.requires_grad:
             x_MND = x_MND.detach().requires_grad_()  # reentrant checkpointing needs an input that requires a gradient
         # Read before gradient checkpointing starts: its second run gets the same number of frames on any thread.
@@ -227,10 +240,10 @@ class VideoBlock(Swapped):
         return x
 
 
-def to_video_block(block: nn.Module, parts: BlockParts, time_offsets: tuple[int, ...] = ()) -> None:
+def to_video_block(block: nn.Module, parts: BlockParts, number: int) -> None:
     """Turn a backbone's block into a `VideoBlock`, in place."""
     swap_in(block, VideoBlock)
-    block.block_parts, block.time_offsets = parts, time_offsets
+    block.block_parts, block.number, block.time_offsets = parts, number, ()
     attention = getattr(block, parts.attention)
     block.rotary = "position_embeddings" in inspect.signature(attention.forward).parameters
     attention.config = TimeShiftConfig(attention)
@@ -242,6 +255,6 @@ def to_image_block(block: VideoBlock) -> None:
     attention = getattr(block, block.block_parts.attention)
     attention.config = attention.config.wrapped
     own_activations(getattr(block, block.block_parts.mlp))
-    del block.block_parts, block.time_offsets, block.rotary
+    del block.block_parts, block.number, block.time_offsets, block.rotary
     block.__dict__.pop("num_prefix_tokens", None)
     swap_out(block)

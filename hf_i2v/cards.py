@@ -2,26 +2,35 @@
 
 import json
 import os
-import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import (
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    is_offline_mode,
+)
+from huggingface_hub.utils import httpx
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedConfig
+from transformers.utils import logging
 
-from .configuration_i2v import I2VConfig, hub_name
-from .counting import Cost, cost, count_macs, latency
+from .card_facts import CardFacts, eval_result_files, model_index, one_line, result_rows, shown_metrics
+from .configuration_i2v import I2VConfig, hub_name, image_shape, write_video_model
+from .counting import cost, count_macs, latency
 from .data.fingerprints import dataset_fingerprint  # noqa: F401, part of the public path
-from .image_checkpoint import pooler_argument
+from .image_checkpoint import known_preprocessing, pooler_argument
 from .methods.config import METHODS, I2VTunerConfig, method_to_dict
 from .version import __version__
 
+logger = logging.get_logger(__name__)
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 LORA = ("LoRA", "arXiv 2106.09685")  # the only tuner of peft that cards name
+LICENSE_SECONDS = 5  # for asking the Hub
 LATENCY_SECONDS = 10  # at most, unless a single forward pass takes longer
 LIMITS_OF_FEATURES = """\
 It describes a short, trimmed video by one vector, for a classifier or a search that is built on it; it names nothing.
@@ -34,54 +43,21 @@ action in a long video may be missed. It has the biases of its image model and o
 meant for identifying or judging people."""
 
 
-@dataclass
-class CardFacts:
-    """What a card says beyond the model itself. The card leaves out unknown facts.
-
-    Args:
-        method: name of the method ("zeroi2v", "st_adapter+inti"), for a model whose configuration does not name it.
-        dataset: the data set's name; `dataset_id`: its name on the Hub.
-        fingerprint: of the training files, see `dataset_fingerprint`.
-        num_train_videos, num_eval_videos: numbers of videos; `failures`: how many of them could not be read.
-        metrics: measured on the evaluation videos, "accuracy" and so on, as shares of 1.
-        published: rows (metric, value, source) quoted from papers.
-        view_protocol: clips and crops per video in the evaluation.
-        trained_parameters: number of trained parameters, for a merged model, from which it cannot be counted.
-        cost: of the model, counted before it was sharded.
-        merge_error: largest difference of a logit before and after merging, see `merge_error`.
-        arguments: further resolved settings; local paths among them are left out.
-        license: of the weights. None: the card refers to the base model's licence.
-        recipe: the file, for the card of a recipe that was not run.
-        measure_latency: time a forward pass of this model and of the plain image model, a few seconds each. A model
-            that is sharded or on the meta device is not timed.
-        relative_latency: a benchmark's figure instead: this model's latency over the plain image model's.
-    """
-
-    method: str | None = None
-    dataset: str | None = None
-    dataset_id: str | None = None
-    fingerprint: str | None = None
-    num_train_videos: int | None = None
-    num_eval_videos: int | None = None
-    failures: int | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    published: list[tuple[str, str, str]] = field(default_factory=list)
-    view_protocol: str | None = None
-    trained_parameters: int | None = None
-    cost: Cost | None = None
-    merge_error: float | None = None
-    arguments: dict = field(default_factory=dict)
-    license: str | None = None
-    measure_latency: bool = True
-    relative_latency: str | None = None
-    recipe: str | None = None
-
-
 def write_card(
     model: nn.Module, folder: str | os.PathLike, facts: CardFacts | None = None, repo_id: str | None = None
-):
-    """Write `README.md` for a model or adapter that is saved in `folder`. Arguments as in `create_card`."""
-    create_card(model, facts, repo_id).save(Path(folder) / "README.md")
+) -> None:
+    """Write `README.md` for a model or adapter that is saved in `folder`. Arguments as in `create_card`.
+
+    For an adapter of another tuner of peft (LoRA) also what `AutoPeftModelForVideoClassification` needs of its video
+    model; and what was measured, in the form that the Hub's leaderboards read (`.eval_results/`).
+    """
+    folder = Path(folder)
+    create_card(model, facts, repo_id).save(folder / "README.md")
+    if isinstance(model, PeftModel):
+        write_video_model(model, folder)
+    for name, entries in eval_result_files(facts or CardFacts(), repo_id).items():
+        (folder / ".eval_results").mkdir(exist_ok=True)
+        (folder / ".eval_results" / name).write_text(yaml.safe_dump(entries, sort_keys=False))
 
 
 def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str | None = None) -> ModelCard:
@@ -107,21 +83,23 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
     base_model = hub_name(getattr(config, "base_model", None) or config.name_or_path)
     mergeable = all(METHODS[m].merges if m in METHODS else m == "lora" for m in methods)
     relation = "adapter" if adapter is not None else "finetune"
-    title = repo_id.split("/")[-1] if repo_id else f"{name or 'Video model'} on {base_model or config.model_type}"
+    title = repo_id.split("/")[-1] if repo_id else f"{name or 'Video model'} on {_base_title(base_model, config)}"
+    license = facts.license or (_license_of(base_model) if repo_id else None)
+    metrics = shown_metrics(facts.metrics, len(getattr(config, "id2label", None) or ()))
 
     card_data = ModelCardData(
         language="en",
-        license=facts.license or "other",
-        license_name=None if facts.license else "as-the-base-model",
+        license=license or "other",
+        license_name=None if license else "as-the-base-model",
         library_name="peft" if adapter is not None else "transformers",
         pipeline_tag="video-classification" if classifies else "feature-extraction",
         base_model=base_model,
         base_model_relation=relation if base_model else None,
         datasets=[facts.dataset_id] if facts.dataset_id else None,
-        metrics=sorted(facts.metrics) or (["accuracy"] if facts.published else None),
+        metrics=sorted(metrics) or (["accuracy"] if facts.published else None),
         tags=["hf_i2v", "video", *methods],
-        model_name=title if facts.metrics else None,
-        eval_results=_eval_results(facts) or None,
+        model_name=title if metrics else None,
+        eval_results=model_index(facts, metrics) or None,
         ignore_metadata_errors=False,
     )
     return ModelCard.from_template(
@@ -133,26 +111,21 @@ def create_card(model: nn.Module, facts: CardFacts | None = None, repo_id: str |
         relation=relation,
         classifier=classifies,
         repo_id=repo_id or "user/name",
-        loading=_loading(adapter, config, base_model, repo_id or "user/name"),
+        loading=_loading(config, base_model, repo_id or "user/name"),
         finish="merge_and_unload()" if mergeable else "bake()",
         finished_cost=" and needs the MACs of the plain image model and of the classifier" if mergeable else "",
-        results=_results(facts),
+        results=result_rows(facts, metrics),
         view_protocol=one_line(facts.view_protocol or f"one clip of {num_frames} frames per video, one centre crop"),
         cost=_costs(model, config, num_frames, facts),
         merge_error=None if facts.merge_error is None else f"{facts.merge_error:.1e}",
-        configuration=json.dumps(_configuration(adapter, config, facts), indent=2, default=str).replace("```", ""),
+        configuration=json.dumps(_configuration(adapter, config, facts), indent=2, default=_plain).replace("```", ""),
         data=_data(facts),
         limits=(LIMITS if classifies else LIMITS_OF_FEATURES).format(frames=num_frames),
         sources=_sources(papers),
     )
 
 
-def one_line(text: object) -> str:
-    """Text from outside (names, labels) for Markdown: one line without characters of Markdown or HTML."""
-    return re.sub(r"[\x00-\x1f\x7f`|<>{}\[\]]+", " ", str(text)).strip()[:300]
-
-
-def _methods(adapter: PeftConfig | None, config, facts: CardFacts) -> list[str]:
+def _methods(adapter: PeftConfig | None, config: PreTrainedConfig, facts: CardFacts) -> list[str]:
     """Names of the methods in the adapter, or in the model."""
     if isinstance(adapter, I2VTunerConfig):
         return [part.method_name for part in adapter.parts()]
@@ -171,24 +144,19 @@ def _paper(method: str) -> tuple[str, str] | None:
     return LORA if method == "lora" else None
 
 
-def _loading(adapter: PeftConfig | None, config, base_model: str | None, repo_id: str) -> str:
+def _loading(config: PreTrainedConfig, base_model: str | None, repo_id: str) -> str:
     """The statements that load an adapter, after `import hf_i2v`."""
-    base = base_model or "the-image-model"
-    if not isinstance(config, I2VConfig):
-        model = f'AutoModel.from_pretrained("{base}")'
-    elif isinstance(adapter, I2VTunerConfig):
+    if isinstance(config, I2VConfig):
         return f'model = hf_i2v.AutoPeftModelForVideoClassification.from_pretrained("{repo_id}")'
-    else:
-        options = f"num_frames={config.num_frames}, num_labels={config.num_labels}"
-        model = f'hf_i2v.I2VForVideoClassification.from_image_model("{base}", {options})'
-        model += f".with_stdha({config.time_offsets})" if config.time_offsets else ""
-    lines = (
-        ["from peft import PeftModel", "from transformers import AutoModel"]
-        if "AutoModel" in model
-        else ["from peft import PeftModel"]
-    )
+    base = base_model or "the-image-model"
     return "\n".join(
-        [*lines, "", f"image_model = {model}", f'model = PeftModel.from_pretrained(image_model, "{repo_id}")']
+        [
+            "from peft import PeftModel",
+            "from transformers import AutoModel",
+            "",
+            f'image_model = AutoModel.from_pretrained("{base}")',
+            f'model = PeftModel.from_pretrained(image_model, "{repo_id}")',
+        ]
     )
 
 
@@ -200,34 +168,39 @@ def _summary(name: str, base_model: str | None, num_frames: int, relation: str, 
     return f"{what} {image_model}{method}, for clips of {num_frames} frames. Made with hf_i2v {__version__}."
 
 
-def _eval_results(facts: CardFacts) -> list[EvalResult]:
-    dataset = one_line(facts.dataset or facts.dataset_id or "the evaluation videos")
-    return [
-        EvalResult(
-            task_type="video-classification",
-            dataset_type=facts.dataset_id or "other",
-            dataset_name=dataset,
-            metric_type=metric,
-            metric_value=round(float(value), 4),
-        )
-        for metric, value in facts.metrics.items()
-    ]
-
-
-def _results(facts: CardFacts) -> list[dict]:
-    measured = [
-        (metric, f"{100 * value:.2f} %", "measured by the training script") for metric, value in facts.metrics.items()
-    ]
-    return [
-        dict(zip(("name", "value", "source"), map(one_line, row), strict=True)) for row in measured + facts.published
-    ]
-
-
-def _costs(model: nn.Module, config, num_frames: int, facts: CardFacts) -> dict:
+def _base_title(base_model: str | None, config: PreTrainedConfig) -> str:
+    """What the base is called in a title: its name on the Hub, or of its folder, or its kind."""
+    if base_model:
+        return base_model
     image_config = config.image_config if isinstance(config, I2VConfig) else config
-    size = getattr(image_config, "vision_config", image_config).image_size
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    frames, clip = (num_frames, 3, height, width), (1, num_frames, 3, height, width)
+    is_finished = bool(getattr(config, "methods", None))  # then it may have been loaded from a folder of its own
+    return ("" if is_finished else Path(config.name_or_path).name) or image_config.model_type
+
+
+def _license_of(base_model: str | None) -> str | None:
+    """The licence of a model on the Hub; None if the Hub does not say, or cannot be asked."""
+    if base_model is None or is_offline_mode():
+        return None
+    try:
+        tags = HfApi().model_info(base_model, timeout=LICENSE_SECONDS).tags or []
+    except (OSError, ValueError, httpx.HTTPError):  # offline, no such model, not ours to see
+        tags = []
+    found = next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), None)
+    if found is None:
+        logger.warning(
+            "The licence of %s is not known: the card says that it is the base model's. Say it with license=, for "
+            'example "apache-2.0".',
+            base_model,
+        )
+    return found
+
+
+def _costs(model: nn.Module, config: PreTrainedConfig, num_frames: int, facts: CardFacts) -> dict:
+    is_video = isinstance(config, I2VConfig)
+    image_config = config.image_config if is_video else config
+    preprocessing = config.preprocessing if is_video else known_preprocessing(config.name_or_path)
+    frames = (num_frames, *image_shape(image_config, preprocessing))
+    clip = (1, *frames)
     place = next(model.parameters())
     is_sharded = any(isinstance(p, DTensor) for p in model.parameters())
     if is_sharded and facts.cost is None:
@@ -262,7 +235,7 @@ def _cpu(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
-def _configuration(adapter, config, facts: CardFacts) -> dict:
+def _configuration(adapter: PeftConfig | None, config: PreTrainedConfig, facts: CardFacts) -> dict:
     """The method's resolved options or the finished model's configuration, and the settings of the training."""
     if adapter is not None:
         resolved = method_to_dict(adapter)
@@ -278,7 +251,12 @@ def _configuration(adapter, config, facts: CardFacts) -> dict:
     return resolved | ({"training": settings} if settings else {})
 
 
-def _is_local(value) -> bool:
+def _plain(value: object) -> list | str:
+    """For json: sets, which peft keeps names in, as sorted lists."""
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def _is_local(value: object) -> bool:
     """Whether a setting may be private to the machine: a path, a folder, a user's name."""
     if isinstance(value, dict):
         value = list(value.values())

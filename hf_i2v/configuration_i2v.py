@@ -1,21 +1,33 @@
 """The configuration of a video model, and helpers that locate a model's files."""
 
+import json
 import os
 from dataclasses import fields
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec, strict
 
 from .backbones import find_backbone
 from .data.transforms import Preprocessing
-from .methods.config import config_from_dict
+from .methods.config import I2VTunerConfig, config_from_dict
 from .remote_code import write_remote_code
-from .untrusted import SIZE_LIMITS, check_label, check_limit, check_method_sizes, check_preprocessing, check_sizes
+from .untrusted import SIZE_LIMITS, check_preprocessing, check_shape, check_types, check_values
 from .video import TimeRecord
+
+VIDEO_MODEL_NAME = "video_model.json"  # beside the adapters of other tuners of peft, which have no place for it
+LISTS = {  # what the lists of a configuration hold; `strict` would look at every entry before their length is known
+    "image_config": dict | PreTrainedConfig | None,
+    "time_offsets": list[int] | list[list[int]] | None,
+    "baked": list[dict] | None,
+    "methods": list[str] | None,
+    "preprocessing": dict | None,
+}
 
 
 @strict
@@ -56,14 +68,13 @@ class I2VConfig(PreTrainedConfig):
     preprocessing: dict | None = None
     feature_reads_prefix: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         # hf_i2v registers its own pipeline. The one named in config.json is for machines without hf_i2v.
         if __package__ == "hf_i2v":
             kwargs.pop("custom_pipelines", None)
         if isinstance(self.image_config, PreTrainedConfig):  # keep the image model's attention kernel
             kwargs.setdefault("attn_implementation", self.image_config._attn_implementation)
-        # checked first, because transformers makes a name for each label
-        check_limit("num_labels", kwargs.get("num_labels"), SIZE_LIMITS["num_labels"])
+        self._check_values(kwargs)  # before transformers makes a name for each label
         super().__post_init__(**kwargs)
         self.image_config.name_or_path = ""  # may be a local path
 
@@ -71,21 +82,30 @@ class I2VConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         return self.image_config.hidden_size
 
-    def validate_sizes(self):
-        """Refuse sizes that would make the machine allocate or loop without end."""
-        check_sizes(self)
-        check_sizes(self.image_config)
+    def clip_shape(self, batch_size: int = 1) -> tuple[int, int, int, int, int]:
+        """The shape (B, T, C, h, w) of the pixels that the model works on."""
+        return (batch_size, self.num_frames, *image_shape(self.image_config, self.preprocessing))
+
+    def _check_values(self, others: dict) -> None:
+        """Refuse sizes that would make the machine allocate or loop without end, and unsafe labels."""
+        given = {**vars(self), **others}
+        image = self.image_config
+        image = image.to_dict() if isinstance(image, PreTrainedConfig) else image
+        if isinstance(image, dict):
+            own_labels = ("id2label", "label2id")  # of an image classifier; nothing shows them
+            given["image_config"] = {key: value for key, value in image.items() if key not in own_labels}
+        check_values(given)
+        check_types(type(self).__name__, given, LISTS)
         for method in self.baked or []:
-            check_method_sizes(method)
+            check_values(method, largest=SIZE_LIMITS["hidden_size"])
         if self.preprocessing is not None:
             check_preprocessing(self.preprocessing)
 
-    def validate_labels(self):
-        """Refuse labels that are unsafe to show or to use in a file name."""
-        for label in (self.id2label or {}).values():
-            check_label(str(label))
+    def validate_sizes(self):
+        """Refuse an image model that cannot be built."""
+        check_shape(self.image_config)
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """As everywhere in transformers. Also saves the model's code and its processors."""
         super().save_pretrained(save_directory, **kwargs)
         write_remote_code(save_directory, [type(config_from_dict(method)) for method in self.baked or []])
@@ -115,10 +135,23 @@ class I2VConfig(PreTrainedConfig):
         }
 
 
+def image_shape(image_config: PreTrainedConfig, preprocessing: dict | None) -> tuple[int, int, int]:
+    """The shape (C, h, w) of the pictures that an image model works on: those that its preprocessing makes.
+
+    `image_config.image_size` is what the position embedding was made for, 518 in every published DINOv2 whose pictures
+    are of 224; it counts only where the preprocessing is unknown.
+    """
+    config = getattr(image_config, "vision_config", image_config)
+    size = preprocessing["size"] if preprocessing else config.image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return getattr(config, "num_channels", 3), height, width
+
+
 def check_is_video_model(name: str, wanted: str, kwargs: dict) -> None:
     """Raise ValueError, which names the right call, if `name` is an adapter or an image model."""
-    if os.path.isfile(os.path.join(name, "adapter_config.json")) and not os.path.isfile(
-        os.path.join(name, "config.json")
+    folder = os.path.join(name, kwargs.get("subfolder") or "")
+    if os.path.isfile(os.path.join(folder, "adapter_config.json")) and not os.path.isfile(
+        os.path.join(folder, "config.json")
     ):
         raise ValueError(
             f"{name} holds an adapter, not a {wanted}. Load it with "
@@ -135,7 +168,19 @@ def check_is_video_model(name: str, wanted: str, kwargs: dict) -> None:
 
 def hub_arguments(kwargs: dict) -> dict:
     """The arguments of a `from_pretrained` call that locate a file, for reading further files of the same model."""
-    return {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+    names = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+    return {key: kwargs[key] for key in names if key in kwargs}
+
+
+def video_arguments(kwargs: dict) -> dict:
+    """Those of `from_image_model`'s arguments that `I2VConfig` takes; the others are for the image model."""
+    own = {field.name for field in fields(I2VConfig)} - {"image_config", "dtype"} | {"output_attentions"}
+    return {key: value for key, value in kwargs.items() if key in own}
+
+
+def lasting_name(name: str | os.PathLike) -> str:
+    """A name on the Hub as it is, a folder with its whole path: an adapter's base is then found from anywhere."""
+    return os.path.abspath(name) if os.path.isdir(name) else str(name)
 
 
 def hub_name(name: str | None) -> str | None:
@@ -147,3 +192,12 @@ def hub_name(name: str | None) -> str | None:
     except HFValidationError:
         return None
     return str(name)
+
+
+def write_video_model(model: PeftModel, folder: str | os.PathLike) -> None:
+    """Note beside a saved adapter of another tuner of peft (LoRA) which video model it belongs to."""
+    base = model.get_base_model()
+    has_own_place = isinstance(model.active_peft_config, I2VTunerConfig)
+    if isinstance(base.config, I2VConfig) and hasattr(base, "classifier") and not has_own_place:
+        facts = json.dumps(base.config.rebuilding_facts(), indent=2, ensure_ascii=False)
+        (Path(folder) / VIDEO_MODEL_NAME).write_text(facts + "\n")

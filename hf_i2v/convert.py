@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -56,7 +57,7 @@ def load_released_checkpoint(
     method: str,
     *,
     num_heads: int | None = None,
-    **options,
+    **options: Any,
 ) -> PeftModel:
     """A released checkpoint as an adapter over the `I2VForVideoClassification` that is in the checkpoint too.
 
@@ -196,7 +197,7 @@ def _adapter_patterns(method: str, block: str, released: str) -> Iterator[tuple[
             yield block + name + r"\.(\w+)", released + rf"{theirs}.{layer}.\2"
 
 
-def _tensors(path_or_state_dict) -> dict[str, torch.Tensor]:
+def _tensors(path_or_state_dict: str | os.PathLike | dict) -> dict[str, torch.Tensor]:
     state = path_or_state_dict
     if not isinstance(state, dict):
         safe = str(state).endswith(".safetensors")

@@ -1,12 +1,11 @@
 """What a model costs: parameters, multiply-accumulates (MACs, which papers print as "GFLOPs"), memory and latency.
 
-Counted operation by operation, attention included, on the meta device: no weights are copied and nothing is computed.
-
-    python -m hf_i2v.cost --model openai/clip-vit-base-patch16 --tuner zeroi2v st_adapter aim --views 3x1
-    python -m hf_i2v.cost --model path/to/model --tuner st_adapter+inti --latency 5 --format json
+python -m hf_i2v.cost --model openai/clip-vit-base-patch16 --tuner zeroi2v st_adapter aim --views 3x1
+python -m hf_i2v.cost --model path/to/model --tuner st_adapter+inti --latency 5 --format json
 """
 
 import argparse
+import copy
 import csv
 import json
 import sys
@@ -16,7 +15,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from .architectures import image_config
+from .architectures import video_config
 from .configuration_i2v import I2VConfig
 from .counting import (
     Cost,
@@ -50,13 +49,15 @@ class Row:
     latency_spread_seconds: float | None = None
 
 
-def _row(tuner: str, args: argparse.Namespace) -> Row:
+def _row(tuner: str, config: I2VConfig, args: argparse.Namespace) -> Row:
     def model(device: str) -> nn.Module:
         with torch.device(device):
-            return _adapted(tuner, args)
+            return _adapted(tuner, config, args)
 
     on_the_meta_device = model("meta")
-    shape = (args.batch_size, args.num_frames, 3, args.image_size, args.image_size)
+    shape = config.clip_shape(args.batch_size)
+    if args.image_size:
+        shape = (*shape[:3], args.image_size, args.image_size)
     clips, crops = _views(args.views)
     macs = count_macs(on_the_meta_device, (1, *shape[1:]))
     row = Row(
@@ -75,12 +76,8 @@ def _row(tuner: str, args: argparse.Namespace) -> Row:
     return row
 
 
-def _adapted(tuner: str, args: argparse.Namespace) -> nn.Module:
-    image = image_config(args.model)
-    args.image_size = args.image_size or image.image_size
-    base = I2VForVideoClassification(
-        I2VConfig(image_config=image, num_frames=args.num_frames, num_labels=args.num_labels)
-    )
+def _adapted(tuner: str, config: I2VConfig, args: argparse.Namespace) -> nn.Module:
+    base = I2VForVideoClassification(copy.deepcopy(config))  # merging writes into it
     if tuner == "none":
         return base.requires_grad_(False)
     return get_peft_model(base, tuner_config(tuner, args.tuner_config))
@@ -135,14 +132,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tuner_config", nargs="*", default=[], metavar="KEY=VALUE", help="options of the tuner")
     parser.add_argument("--num_frames", type=int, default=8)
     parser.add_argument("--num_labels", type=int, default=400)
-    parser.add_argument("--image_size", type=int, help="default: the image model's own")
+    parser.add_argument("--image_size", type=int, help="pixels; default: what the image model's preprocessing says")
     parser.add_argument("--batch_size", type=int, default=1, help="clips, for activations and latency")
     parser.add_argument("--views", default="1x1", metavar="CLIPSxCROPS")
     parser.add_argument("--latency", type=int, default=0, metavar="ROUNDS", help="also time so many forward passes")
     parser.add_argument("--device", default="cpu", help="where the latency is measured")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     args = parser.parse_args(argv)
-    rows = [_row(tuner, args) for tuner in args.tuner]
+    config = video_config(args.model, num_frames=args.num_frames, num_labels=args.num_labels)
+    rows = [_row(tuner, config, args) for tuner in args.tuner]
     if args.format == "table":
         print(_table(rows))
     elif args.format == "json":

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters in all, those that are trained, and MACs of one forward pass."""
+    """All parameters, trained parameters, and MACs of one forward pass."""
 
     total_parameters: int
     trainable_parameters: int
@@ -32,8 +32,8 @@ class Cost:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Parameters that a forward pass uses, and those that are trained. Originals that an adapter's copy stands in
-    for (peft's `modules_to_save`) are not counted."""
+    """Parameters that a forward pass uses, and those that are trained. peft's `modules_to_save` keeps
+    originals beside the trained copies; they are not counted."""
     used = [p for name, p in model.named_parameters() if ".original_module." not in name]
     return sum(p.numel() for p in used), sum(p.numel() for p in used if p.requires_grad)
 
@@ -42,8 +42,8 @@ def count_macs(model: nn.Module, pixel_values_shape: tuple[int, ...], *, as_pape
     """MACs of one forward pass on pixels of the given shape, (B, T, C, h, w) for a video model.
 
     Args:
-        as_papers_count: all tokens of all blocks; False leaves out those that a classifier which reads the CLS token
-            skips in the last block.
+        as_papers_count: count all tokens in all blocks. False: without those that the last block skips because the
+            classifier reads the CLS token only.
     """
     model = on_meta(model).eval()
     pixel_values = torch.empty(pixel_values_shape, device="meta", dtype=next(model.parameters()).dtype)
@@ -60,7 +60,7 @@ def cost(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> Cost:
 
 
 def merged_macs(model: PeftModel, pixel_values_shape: tuple[int, ...]) -> int | None:
-    """MACs of one forward pass once the adapter is merged, which this does; None where it cannot be."""
+    """Merge the adapter and count the MACs of one forward pass; None if it cannot be merged."""
     try:
         return count_macs(model.merge_and_unload(), pixel_values_shape)
     except ValueError:
@@ -75,9 +75,9 @@ def on_meta(model: nn.Module) -> nn.Module:
 
 
 def activation_bytes(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> int:
-    """Bytes that a training step keeps between forward and backward pass: what autograd saves, without parameters.
+    """Bytes that autograd keeps between the forward and backward pass of a training step, without parameters.
 
-    Dropout's masks included, the caching of the allocator and temporary buffers not.
+    Dropout's masks are counted. The allocator's cache and temporary buffers are not.
     """
     model = on_meta(model).train()
     own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
@@ -86,7 +86,7 @@ def activation_bytes(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> i
     def keep(tensor):
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that its address is not given to another
+            kept[storage._cdata] = storage  # kept alive, so that no other storage gets its address
         return tensor
 
     pixel_values = torch.empty(pixel_values_shape, device="meta", dtype=next(model.parameters()).dtype)
@@ -99,10 +99,11 @@ def activation_bytes(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> i
 def latency(
     model: nn.Module, pixel_values_shape: tuple[int, ...], rounds: int, *, max_seconds: float = math.inf
 ) -> tuple[float, float]:
-    """Median seconds of a forward pass where the model is, and half the distance between the quartiles.
+    """Median seconds of a forward pass on the model's device, and half the distance between the quartiles.
 
     Args:
-        rounds: forward passes, after one to warm up; fewer, but one at least, once `max_seconds` have gone by.
+        rounds: timed forward passes, after one to warm up. After `max_seconds` no further one is started; at least one
+            is timed.
     """
     was_training = model.training
     model.eval()

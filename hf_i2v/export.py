@@ -2,11 +2,14 @@
 
     python -m hf_i2v.export my-video-model exported --int8 --validation_dir data/validation
 
-Both programs take `pixel_values` (B, T, C, h, w) float32 with any B and give `logits` (B, num_labels).
+Both programs take `pixel_values` (B, T, C, h, w) float32 with any B and give `logits` (B, num_labels). T, h and w are
+those of the model's clips; model.json, and each file's own metadata, name them with the labels and the preprocessing.
 """
 
 import argparse
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from .modeling_i2v import I2VForVideoClassification
 
 TOLERANCE = 1e-4  # largest difference of a logit from PyTorch's
 OPSET = 20
+Run = Callable[[torch.Tensor], torch.Tensor]  # (B, T, C, h, w) → logits (B, num_labels)
 
 
 class Logits(nn.Module):
@@ -34,11 +38,19 @@ class Logits(nn.Module):
 
 def example_clips(model: I2VForVideoClassification, batch_size: int) -> torch.Tensor:
     """Random pixels (B, T, C, h, w) of the size that the model takes."""
-    config = model.config.image_config
-    size = config.image_size
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    shape = (batch_size, model.config.num_frames, getattr(config, "num_channels", 3), height, width)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(batch_size))
+    return torch.randn(model.config.clip_shape(batch_size), generator=torch.Generator().manual_seed(batch_size))
+
+
+def description(model: I2VForVideoClassification) -> dict:
+    """What a program without transformers must know to feed the model and to read its answer."""
+    config = model.config
+    return {
+        "labels": [config.id2label[i] for i in range(config.num_labels)],
+        "num_frames": config.num_frames,
+        "sampling": "the middle frame of each of num_frames equal segments of the video",
+        "preprocessing": config.preprocessing,
+        "pixel_values": ["batch", *config.clip_shape()[1:]],
+    }
 
 
 def export_program(model: I2VForVideoClassification) -> torch.export.ExportedProgram:
@@ -52,8 +64,20 @@ def export_program(model: I2VForVideoClassification) -> torch.export.ExportedPro
     return program
 
 
-def export_onnx(program: torch.export.ExportedProgram, path: str | Path, *, opset: int = OPSET) -> None:
+def save_program(program: torch.export.ExportedProgram, path: str | Path, metadata: dict | None = None) -> None:
+    """Write the program without the clips that it was traced with; `metadata` becomes its extra file model.json."""
+    kept, program.example_inputs = program.example_inputs, None
+    torch.export.save(program, path, extra_files={"model.json": json.dumps(metadata or {})})
+    program.example_inputs = kept
+
+
+def export_onnx(
+    program: torch.export.ExportedProgram, path: str | Path, *, opset: int = OPSET, metadata: dict | None = None
+) -> None:
     """Write the program as ONNX, its batch dynamic.
+
+    Args:
+        metadata: for the file's own, each value as json.
 
     Raises:
         ImportError: onnx and onnxscript are not installed.
@@ -62,6 +86,7 @@ def export_onnx(program: torch.export.ExportedProgram, path: str | Path, *, opse
     onnx = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names)
     for node in onnx.model.graph:
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # paths of this machine
+    onnx.model.metadata_props.update({key: json.dumps(value) for key, value in (metadata or {}).items()})
     onnx.save(path)
 
 
@@ -88,7 +113,7 @@ class OnnxClassifier:
 
 
 @torch.no_grad()
-def largest_difference(run, model: I2VForVideoClassification) -> float:
+def largest_difference(run: Run, model: I2VForVideoClassification) -> float:
     """Largest difference between the model's logits and those of `run`, on batches of 1, 2 and 3 clips; NaN if a
     difference is not finite."""
     logits = Logits(model)
@@ -97,21 +122,28 @@ def largest_difference(run, model: I2VForVideoClassification) -> float:
     return differences_BK.abs().max().item() if differences_BK.isfinite().all() else math.nan
 
 
-@torch.no_grad()
-def accuracy(run, model: I2VForVideoClassification, validation_dir: Path, batch_size: int = 8) -> float:
-    """Top-1 of `run` on folders of videos, one folder per label of the model.
+def validation_clips(model: I2VForVideoClassification, folder: Path) -> tuple[VideoClips, np.ndarray]:
+    """Clips of folders of videos, one folder per label of the model; and for each folder the model's class number.
 
     Raises:
-        ValueError: a folder's name is none of the model's labels.
+        ValueError: the model does not say how its pixels are made, or a folder's name is none of its labels.
     """
-    videos = next(iter(load_video_folder(validation_dir).values()))
+    config = model.config
+    if config.preprocessing is None:
+        raise ValueError("The model has no preprocessing in its configuration, so its accuracy cannot be measured.")
+    videos = next(iter(load_video_folder(folder).values()))
     names = videos.features["label"].names
-    label2id = {name: i for i, name in model.config.id2label.items()}
+    label2id = {name: i for i, name in config.id2label.items()}
     if unknown := sorted(set(names) - label2id.keys()):
-        raise ValueError(f"{validation_dir} has folders {unknown}, but the model's labels are {list(label2id)}")
-    labels = np.array([label2id[name] for name in names])
-    transform = eval_transform(**vars(Preprocessing(**model.config.preprocessing)))
-    clips = VideoClips(videos, num_frames=model.config.num_frames, transform=transform, train=False)
+        raise ValueError(f"{folder} has folders {unknown}, but the model's labels are {list(label2id)}")
+    transform = eval_transform(**vars(Preprocessing(**config.preprocessing)))
+    clips = VideoClips(videos, num_frames=config.num_frames, transform=transform, train=False)
+    return clips, np.array([label2id[name] for name in names])
+
+
+@torch.no_grad()
+def accuracy(run: Run, clips: VideoClips, labels: np.ndarray, batch_size: int = 8) -> float:
+    """Top-1 of `run` on what `validation_clips` gives."""
     right = 0
     for batch in DataLoader(clips, batch_size=batch_size, collate_fn=collate):
         right += (run(batch["pixel_values"]).argmax(-1).numpy() == labels[batch["labels"]]).sum()
@@ -122,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hf_i2v.export", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("model", help="merged or baked video model: a folder or a Hub repository")
-    add("output_dir", type=Path, help="gets model.pt2 and model.onnx, with --int8 also model.int8.onnx")
+    add("output_dir", type=Path, help="gets model.pt2, model.onnx and model.json, with --int8 also model.int8.onnx")
     add("--opset", type=int, default=OPSET, help="of the ONNX file")
     add("--int8", action="store_true", help="also quantise dynamically to int8; prints the accuracy of both")
     add("--validation_dir", type=Path, help="one sub-folder of videos per class, to measure accuracy on")
@@ -131,13 +163,17 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--int8 needs --validation_dir: a quantised model is of no use while its accuracy is unknown")
 
     model = I2VForVideoClassification.from_pretrained(args.model, dtype=torch.float32).eval()
-    if args.validation_dir is not None and model.config.preprocessing is None:
-        parser.error(f"{args.model} has no preprocessing in its configuration, so its accuracy cannot be measured")
+    if args.validation_dir is not None:
+        try:  # before what takes minutes
+            validation = validation_clips(model, args.validation_dir)
+        except ValueError as error:
+            parser.error(str(error))
     args.output_dir.mkdir(parents=True, exist_ok=True)
     pt2, onnx, int8 = (args.output_dir / f"model.{kind}" for kind in ("pt2", "onnx", "int8.onnx"))
-    program = export_program(model)
-    torch.export.save(program, pt2)
-    export_onnx(program, onnx, opset=args.opset)
+    program, metadata = export_program(model), description(model)
+    (args.output_dir / "model.json").write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
+    save_program(program, pt2, metadata)
+    export_onnx(program, onnx, opset=args.opset, metadata=metadata)
     runs = {pt2: torch.export.load(pt2).module(), onnx: OnnxClassifier(onnx)}
     for path, run in runs.items():
         difference = largest_difference(run, model)
@@ -153,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(f"{int8.name} gives logits that are not finite: do not use it")
     if args.validation_dir is not None:
         for path, run in {"PyTorch": Logits(model), **{p.name: run for p, run in runs.items()}}.items():
-            print(f"top-1 {100 * accuracy(run, model, args.validation_dir):.2f} % {path}")
+            print(f"top-1 {100 * accuracy(run, *validation):.2f} % {path}")
 
 
 def _megabytes(path: Path) -> str:

@@ -1,124 +1,206 @@
-"""Features of a frozen model on fixed clips, computed once and kept on disk. An M-adapter trains from them alone.
+"""What the frozen part of a model makes of clips, computed once and kept on disk: training without that part.
 
-    cache = FeatureCache.build("cache", model, clips)        # runs the frozen model once over the clips
-    for batch in DataLoader(FeatureCache("cache", model, clips), collate_fn=collate_features): model(**batch)
+    cache = FeatureCache.build("cache", model, clips, dtype="float16")       # or opens the one that is there
+    for batch in DataLoader(cache, collate_fn=collate_features): model(**batch)
+    for batch in ClipLoader(cache, batch_size=8, shuffle=True): model(frozen_features=batch["frozen_features"])
 
-One safetensors file per clip, and `index.json` with a fingerprint of the frozen weights, the clips and their
-preprocessing. A cache of another model or other clips is refused.
+| what is trained                                          | what is kept of a clip                                |
+|----------------------------------------------------------|-------------------------------------------------------|
+| a side branch (attentive probe, STEP, M-adapter)         | what the branch reads, and the frozen clip feature    |
+| nothing of the vision model (linear probe)               | the frozen clip feature                               |
+| adapters from block k on (`layers_to_transform`)         | what enters block k                                   |
+
+On disk: `cache.json`, which says what the cache was made of and with, and files of some records each, written beside
+and renamed, so that a file is whole. A build that was broken off goes on where it stopped; several processes share it.
 """
 
-import hashlib
+import copy
 import json
 import os
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset, default_collate
 
-from .backbones import find_backbone
-from .video import FrozenFeatures
+from .caching.build import Builder
+from .caching.layout import BATCH_DIMS, CacheLimitError, StaleCacheError, checksum, read_index
+from .caching.part import fingerprints
+from .data.media import VideoDecodeError
+from .data.transforms import ClipTransform
+from .methods.branch import FrozenFeatures
 
-INDEX = "index.json"
+__all__ = ["CacheLimitError", "FeatureCache", "StaleCacheError", "collate_features"]
 
-
-class StaleCacheError(ValueError):
-    """The cache was made with another model, other clips or another preprocessing, or is incomplete."""
+OPEN_FILES = 64
 
 
 class FeatureCache(Dataset):
-    """The cached clips: items with `levels` (L, T, P, D), `feature` (D,) and `labels`.
+    """The cached clips: items with `frozen_features` of one clip and `labels`. Takes the place of `VideoClips` in a
+    `ClipLoader`, whose batches then have `frozen_features` in the place of `pixel_values`.
+
+    With several views, augmented copies of each clip, an epoch has one of each clip, and as many epochs as there are
+    views have each once.
 
     Args:
-        folder: written by `build`.
-        model: the model with an active M-adapter.
-        clips: the cached data set (`VideoClips` with `train=False`, or any with a `fingerprint()`).
+        folder: where `build` has put the features.
+        model: the model that will be trained.
+        clips: the data set that was cached: `VideoClips`, or any with a `fingerprint()`.
 
     Raises:
-        StaleCacheError: the cache does not belong to this model and these clips.
+        StaleCacheError: the cache does not belong to this model and these clips, or is not complete.
     """
 
     def __init__(self, folder: str | os.PathLike, model: nn.Module, clips: Dataset):
         self.folder = Path(folder)
-        index = self.folder / INDEX
-        if not index.exists():
-            raise StaleCacheError(f"{folder} holds no finished cache. Make one with FeatureCache.build(...).")
-        saved, expected = json.loads(index.read_text()), _fingerprints(model, clips)
-        changed = [part for part, value in expected.items() if saved["fingerprints"].get(part) != value]
-        if changed:
+        layout = read_index(self.folder, fingerprints(model, clips))
+        missing = [name for name, _, _ in layout.files() if not (self.folder / name).exists()] if layout else []
+        if layout is None or missing:
             raise StaleCacheError(
-                f"The cache in {folder} was made with other {' and other '.join(changed)}. Build it again in an empty "
-                "folder."
+                f"{folder} holds no finished cache{f': {len(missing)} files are missing' if missing else ''}. Make it "
+                "with FeatureCache.build(...), which goes on where it stopped."
             )
-        self.labels = saved["labels"]
+        self.layout = layout
+        self.clips = clips
+        # what a ClipLoader asks of clips
+        self.train, self.seed = getattr(clips, "train", False), getattr(clips, "seed", 0)
+        self.dataset, self.limits = getattr(clips, "dataset", None), getattr(clips, "limits", None)
+        self.transform = ClipTransform()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
+        self._open: OrderedDict[str, tuple] = OrderedDict()
+        self._indices = range(layout.num_clips)
 
     @classmethod
-    @torch.no_grad()
     def build(
-        cls, folder: str | os.PathLike, model: nn.Module, clips: Dataset, *, batch_size: int = 1, num_workers: int = 0
+        cls,
+        folder: str | os.PathLike,
+        model: nn.Module,
+        clips: Dataset,
+        *,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        dtype: str = "float32",
+        views: int = 1,
+        limit_bytes: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        wait: Callable[[], None] = lambda: None,
     ) -> "FeatureCache":
-        """Run the frozen model over all clips, with a progress bar, and open the cache.
+        """Run the frozen part of the model over all clips, as far as that is not done, and open the cache.
 
         Args:
-            folder: new or empty. `index.json` is written last, so an interrupted build is never opened as a cache.
-            batch_size: clips at a time. Features may differ by rounding between batch sizes.
+            folder: new, empty, or with a cache of the same model and clips, finished or not.
+            batch_size: clips at a time. Results of a batch may differ from those of single clips by rounding.
             num_workers: processes that decode.
+            dtype: of what is kept: float32, bfloat16 or float16.
+            views: augmented copies of each clip: those of the epochs 0, 1, … of clips for training.
+            limit_bytes: of disk that the cache may take.
+            rank, world_size: this process among those that share the work.
+            wait: waits until all of them are here.
+
+        Raises:
+            CacheLimitError: it would take more than `limit_bytes`, or than is free. Nothing is written.
+            StaleCacheError: the folder holds a cache of something else.
+            FileExistsError: the folder holds something that is no cache.
+            ValueError: an argument out of range, or a model of which nothing is frozen.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise FileExistsError(f"{folder} is not empty. Choose another folder for the cache, or empty it.")
-        fingerprints = _fingerprints(model, clips)
-        backbone = find_backbone(model).model
-        was_training = model.training
-        model.eval()
-        labels = []
-        for batch in tqdm(DataLoader(clips, batch_size=batch_size, num_workers=num_workers), desc="frozen features"):
-            pixel_values = batch["pixel_values"].to(next(backbone.parameters()).device)
-            levels_LBTPD, feature_BD = backbone.frozen_features(pixel_values)
-            for b, label in enumerate(batch["labels"].tolist()):
-                tensors = {"levels": levels_LBTPD[:, b], "feature": feature_BD[b]}
-                save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, folder / f"{len(labels)}.safetensors")
-                labels.append(label)
-        model.train(was_training)
-        (folder / INDEX).write_text(json.dumps({"fingerprints": fingerprints, "labels": labels}))
+        folder, builder = Path(folder), Builder(model, clips, dtype, views, batch_size)
+        layout = builder.layout(folder, limit_bytes, first=rank == 0)
+        wait()  # nobody writes before all have looked
+        own = list(layout.files())[rank::world_size]
+        missing = [file for file in own if not (folder / file[0]).exists()]
+        builder.write(folder, layout, missing, num_workers, show=rank == 0)
+        wait()
         return cls(folder, model, clips)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._indices)
+
+    def part(self, indices: Sequence[int]) -> "FeatureCache":
+        """Only these clips of the cache."""
+        part = copy.copy(self)
+        part._indices, part._open = [self._indices[index] for index in indices], OrderedDict()
+        if hasattr(part.dataset, "select"):
+            part.dataset = part.dataset.select(indices)
+        return part
+
+    def labels(self) -> list:
+        """The labels of all clips, in their first view."""
+        places = (divmod(index, self.layout.records_per_file) for index in self._indices)
+        per_file = self.layout.records_per_file
+        return [self._file(self.layout.name(0, file * per_file))[1]["labels"][place] for file, place in places]
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch whose views `cache[index]` gives."""
+        self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict:
-        return {**load_file(self.folder / f"{index}.safetensors"), "labels": self.labels[index]}
+        return self.clip(index, epoch=int(self._epoch))
+
+    def clip(self, index: int, *, epoch: int, normalize: bool = True) -> dict:
+        """`frozen_features` (without a batch dimension) and `labels` of clip `index`, in an epoch.
+
+        Raises:
+            VideoDecodeError: the video could not be read when the cache was made.
+            StaleCacheError: the record is damaged.
+        """
+        index = self._indices[index]
+        view = (epoch + index) % self.layout.views
+        name = self.layout.name(view, index)
+        file, facts = self._file(name)
+        place = index % self.layout.records_per_file
+        if reason := facts["bad"].get(str(place)):
+            raise VideoDecodeError(reason)
+        tensors = {key: file.get_slice(key)[place] for key in self.layout.shapes}
+        if checksum(tensors) != facts["checksums"][place]:
+            raise StaleCacheError(
+                f"{self.folder / name} is damaged. Remove that file and build the cache again, which makes this file "
+                "anew and keeps the others."
+            )
+        size = self.layout.image_size
+        features = FrozenFeatures(
+            **tensors, first_block=self.layout.first_block, image_size=None if size is None else tuple(size)
+        )
+        return {"frozen_features": features, "labels": facts["labels"][place]}
+
+    def name(self, index: int) -> str:
+        """What to call clip `index` in messages."""
+        index = self._indices[index]
+        return self.clips.name(index) if hasattr(self.clips, "name") else f"clip {index}"
+
+    def _file(self, name: str) -> tuple:
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        try:
+            file = safe_open(self.folder / name, "pt")
+            facts = json.loads(file.metadata()["facts"])
+        except Exception as error:  # whatever safetensors says of a file that is cut off
+            raise StaleCacheError(f"{self.folder / name} is damaged ({error}). Remove it and build again.") from error
+        self._open[name] = file, facts
+        if len(self._open) > OPEN_FILES:
+            self._open.popitem(last=False)
+        return file, facts
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    @staticmethod
+    def collate(items: Sequence[dict]) -> dict:
+        """Batch items: `frozen_features` for the model's forward, and `labels` (B,)."""
+        return collate_features(items)
 
 
 def collate_features(items: Sequence[dict]) -> dict:
     """Batch items of a `FeatureCache`: `frozen_features` for the model's forward, and `labels` (B,)."""
-    levels_LBTPD = torch.stack([item["levels"] for item in items], dim=1)
-    feature_BD = torch.stack([item["feature"] for item in items])
-    labels = torch.tensor([item["labels"] for item in items])
-    return {"frozen_features": FrozenFeatures(levels_LBTPD, feature_BD), "labels": labels}
-
-
-def _fingerprints(model: nn.Module, clips: Dataset) -> dict[str, str]:
-    if not hasattr(clips, "fingerprint"):
-        raise TypeError(f"{type(clips).__name__} has no fingerprint(), so a stale cache could not be detected.")
-    found = find_backbone(model)
-    backbone = found.model
-    branch = backbone.working_branch()
-    if branch is None:
-        raise ValueError("The model has no active M-adapter, so there is nothing to cache features for.")
-    weights = hashlib.sha256()
-    for name, parameter in sorted(backbone.named_parameters()):
-        if not name.startswith(("clip_head.", "baked_branch.")):
-            weights.update(name.encode())
-            weights.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
-    offsets = [list(block.time_offsets) for block in found.blocks.values()]
-    how = json.dumps([offsets, backbone.working_pooling()])
-    return {
-        "model weights": hashlib.sha256(weights.digest() + how.encode()).hexdigest(),
-        "levels": json.dumps([branch.levels, branch.token_pooling]),
-        "clips or preprocessing": clips.fingerprint(),
+    features = [item["frozen_features"] for item in items]
+    batched = {
+        name: torch.stack([getattr(feature, name) for feature in features], dim=batch_dim)
+        for name, batch_dim in BATCH_DIMS.items()
+        if getattr(features[0], name) is not None
     }
+    labels = default_collate([item["labels"] for item in items])
+    return {"frozen_features": features[0]._replace(**batched), "labels": labels}

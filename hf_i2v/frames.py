@@ -4,7 +4,10 @@ Legend for shapes in this package: `B` clip, `T` frame, `N` token of a frame, `D
 `R` bottleneck, `M = B·T` frame of the batch; pixels are `C`, `h`, `w`.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from transformers.utils import logging
@@ -12,42 +15,86 @@ from transformers.utils import logging
 # A ContextVar while Python runs, a plain global while torch.compile traces, because it cannot trace a ContextVar.
 from transformers.utils.output_capturing import CompileableContextVar
 
-_in_flight = CompileableContextVar("hf_i2v_in_flight")  # (number of frames, pooling, whether prefix only)
+_in_flight = CompileableContextVar("hf_i2v_in_flight")
 
 logger = logging.get_logger(__name__)
 
 
+@dataclass
+class Passage:
+    """Which blocks a forward pass goes through, and what it keeps of them. State i is what enters block i; the last
+    block leaves state L.
+
+    Args:
+        keep: numbers of the states to keep, in `states`.
+        first_block, entering: go on at this block, with this state (M, N, D) in the place of what the model computes.
+        stop_before: pass over the blocks from this one on.
+    """
+
+    keep: frozenset[int] = frozenset()
+    first_block: int = 0
+    entering: torch.Tensor | None = None
+    stop_before: int | None = None
+    states: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def note(self, number: int, x_MND: torch.Tensor) -> None:
+        """Keep a state, if it is to be kept."""
+        if number in self.keep:
+            self.states[number] = x_MND
+
+    def skips(self, block: int) -> bool:
+        """Whether a block is passed over."""
+        return block < self.first_block or (self.stop_before is not None and block >= self.stop_before)
+
+
+class InFlight(NamedTuple):
+    """The state of a running forward pass."""
+
+    num_frames: int
+    pooling: str
+    prefix_only: bool
+    passage: Passage | None
+
+
 def frames_in_flight() -> int:
     """Number of frames T per clip at this point of the running forward pass."""
-    return _state()[0]
+    return _state().num_frames
 
 
 def pooling_in_flight() -> str:
     """How the running forward pass pools the frames: "after_norm" or "before_norm"."""
-    return _state()[1]
+    return _state().pooling
 
 
 def prefix_only_in_flight() -> bool:
-    """Whether only the CLS and register tokens are read after the last block. It may then skip the patches."""
-    return _state()[2]
+    """Whether only the CLS and register tokens are read after the last block, so that it may skip the patches."""
+    return _state().prefix_only
+
+
+def passage_in_flight() -> Passage | None:
+    """Which blocks the running forward pass goes through; None: all, and it keeps nothing of them."""
+    return _state().passage
 
 
 def continue_with(num_frames: int) -> None:
-    """Set the number of frames per clip for the rest of the forward pass."""
-    _in_flight.set((num_frames, *_state()[1:]))
+    """From here on the clip has `num_frames` frames."""
+    _in_flight.set(_state()._replace(num_frames=num_frames))
 
 
 @contextmanager
-def working_on(num_frames: int, pooling: str, prefix_only: bool = False):
-    """Set the number of frames, the pooling and whether only prefix tokens are read, for everything called inside."""
-    token = _in_flight.set((num_frames, pooling, prefix_only))
+def working_on(
+    num_frames: int, pooling: str, prefix_only: bool = False, passage: Passage | None = None
+) -> Iterator[None]:
+    """Set the number of frames, the pooling, whether only prefix tokens are read, and the passage, for everything
+    called inside."""
+    token = _in_flight.set(InFlight(num_frames, pooling, prefix_only, passage))
     try:
         yield
     finally:
         _in_flight.reset(token)
 
 
-def _state() -> tuple[int, str, bool]:
+def _state() -> InFlight:
     state = _in_flight.get()
     if state is None:
         raise RuntimeError(

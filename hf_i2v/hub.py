@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
@@ -22,6 +23,7 @@ def push_to_hub(
     repo_id: str,
     *,
     facts: CardFacts | None = None,
+    license: str | None = None,
     private: bool | None = None,
     token: str | None = None,
     commit_message: str | None = None,
@@ -32,6 +34,7 @@ def push_to_hub(
         model: an `I2VForVideoClassification`, or a `PeftModel` with an adapter of hf_i2v.
         repo_id: "user/name"; created if it does not exist.
         facts: what the card says about the training.
+        license: of the weights, as the Hub calls it ("apache-2.0"). Default: the facts' or the base model's.
         private: whether a new repository is private; None: the account's default.
         token: for the Hub. Default: the one that `hf auth login` stored.
         commit_message: of the commit.
@@ -41,6 +44,7 @@ def push_to_hub(
     """
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
+        facts = replace(facts or CardFacts(), license=license or (facts and facts.license))
         write_card(model, folder, facts, repo_id)
         return push_folder(folder, repo_id, private=private, token=token, commit_message=commit_message)
 

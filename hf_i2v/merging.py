@@ -54,7 +54,8 @@ def fold_into_weights(
     try:
         for site, module in modules:
             affine = module.affine()
-            for parent, name in _projections_at(block, site):
+            for owner, name in block.block_parts.projections(site):  # next to the site
+                parent = getattr(block, owner)
                 linear = _with_bias(block, site, parent, name, done)
                 _fold_affine(linear, affine, output_side=site.endswith("_out"), merged=merged)
         if check and not all(torch.isfinite(value).all() for value in merged.values()):
@@ -69,11 +70,6 @@ def fold_into_weights(
     for parameter, value in merged.items():
         parameter.data = value.to(block.dtype if parameter in fresh else parameter.dtype)
     return done
-
-
-def _projections_at(block: nn.Module, site: str) -> list[tuple[nn.Module, str]]:
-    """The frozen projections that directly follow an `_in` site, or precede an `_out` site, as (parent, name)."""
-    return [(getattr(block, owner), name) for owner, name in block.block_parts.projections(site)]
 
 
 def _with_bias(block: nn.Module, site: str, parent: nn.Module, name: str, done: Folded) -> nn.Linear:

@@ -1,24 +1,34 @@
 """The video models that are saved as one folder: an image model's weights, time offsets, baked modules, classifier."""
 
-from contextlib import suppress
+import os
+from typing import Any, Self
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
 from .backbones import find_backbone
-from .configuration_i2v import I2VConfig, check_is_video_model, hub_arguments, hub_name
+from .configuration_i2v import (
+    I2VConfig,
+    check_is_video_model,
+    hub_arguments,
+    hub_name,
+    lasting_name,
+    video_arguments,
+)
 from .image_checkpoint import (
     image_model_from_config,
+    image_model_in_memory,
     keep_from_initialisation,
+    known_preprocessing,
     preprocessing_of,
     pretrained_image_model,
 )
 from .methods.stdha import STDHAConfig
-from .untrusted import MAX_PARAMETERS, check_finite, check_limit
+from .untrusted import MAX_PARAMETERS, check_complete, check_finite, check_limit, check_weight_files, foreign_files
 from .video import VideoEmbeddings, to_video
 
 
@@ -39,22 +49,54 @@ class I2VPreTrainedModel(PreTrainedModel):
         return self.is_activation_checkpointing
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, use_safetensors: bool = True, **kwargs):
-        """As everywhere in transformers, but from safetensors only.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *args: Any,
+        use_safetensors: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """As everywhere in transformers, but from safetensors only, and from all of them.
+
+        Args:
+            ignore_mismatched_sizes: take new weights for those that are misshapen, and a new classifier where there is
+                none.
 
         Raises:
-            ValueError: the folder holds no video model of hf_i2v, or a weight is not finite.
+            ValueError: it is no video model of hf_i2v, its configuration or files are not those of one, weights are
+                missing, misshapen or left over, or one is not finite.
             OSError: there are no weights in safetensors.
         """
-        if kwargs.get("config") is None:
-            check_is_video_model(pretrained_model_name_or_path, cls.__name__, kwargs)
-        kwargs["use_safetensors"] = use_safetensors
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        check_finite(dict(model.named_parameters()), pretrained_model_name_or_path)
-        return loaded
+        name = pretrained_model_name_or_path
+        with foreign_files(name):
+            if name is not None and not isinstance(kwargs.get("config"), I2VConfig):
+                check_is_video_model(name, cls.__name__, kwargs)
+            if name is not None and use_safetensors:
+                where = hub_arguments(kwargs) | {"subfolder": kwargs.get("subfolder", "")}
+                config = kwargs.get("config")
+                if not isinstance(config, I2VConfig):
+                    config = I2VConfig.from_pretrained(config or name, **where)
+                check_weight_files(name, config, variant=kwargs.get("variant"), **where)
+            model, info = super().from_pretrained(
+                name,
+                *args,
+                use_safetensors=use_safetensors,
+                ignore_mismatched_sizes=True,  # what it would raise comes without names
+                output_loading_info=True,
+                **kwargs,
+            )
+        missing, misshapen = set(info["missing_keys"]), info["mismatched_keys"]
+        if ignore_mismatched_sizes:
+            missing, misshapen = {key for key in missing if not key.startswith("classifier.")}, []
+        check_complete(name, missing=missing, misshapen=misshapen, left_over=info["unexpected_keys"])
+        check_finite(dict(model.named_parameters()), name)
+        if name is not None:
+            model.config.name_or_path = model.name_or_path = lasting_name(name)
+        return (model, info) if output_loading_info else model
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As everywhere in transformers.
 
         Raises:
@@ -79,7 +121,7 @@ class I2VPreTrainedModel(PreTrainedModel):
         """The image model's patch embedding, whose output gradient checkpointing makes require a gradient."""
         return find_backbone(self).model.get_input_embeddings()
 
-    def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None):
+    def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None) -> Self:
         """Make STDHA (arXiv 2310.01324) a part of the model, so that any tuner of peft can be attached to it.
 
         Args:
@@ -109,6 +151,8 @@ class I2VPreTrainedModel(PreTrainedModel):
 class I2VModel(I2VPreTrainedModel):
     """A video model without a head: (B, T, C, h, w) → a clip feature (B, D)."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # of the model with a head that it is read from
+
     def __init__(self, config: I2VConfig, image_model: nn.Module | None = None):
         super().__init__(config)
         self.image_model = image_model_from_config(config) if image_model is None else image_model
@@ -125,9 +169,7 @@ class I2VModel(I2VPreTrainedModel):
         """Wrap an adapted and merged backbone in a model that saves and loads."""
         name = image_model.name_or_path  # read first: `I2VConfig` clears the name in the image configuration
         config = I2VConfig(image_config=image_model.config, num_frames=num_frames, methods=methods)
-        config.base_model = hub_name(name)
-        with suppress(OSError):  # the model was made in code, or its folder is gone
-            config.preprocessing = preprocessing_of(name) if name else None
+        config.base_model, config.preprocessing = hub_name(name), known_preprocessing(name)
         config.describe_time(image_model)
         keep_from_initialisation(image_model)
         return cls(config, image_model).train(image_model.training)
@@ -137,7 +179,7 @@ class I2VModel(I2VPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         num_frames: int | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling | tuple:
         """
         Args:
@@ -169,26 +211,33 @@ class I2VForVideoClassification(I2VPreTrainedModel):
     @classmethod
     def from_image_model(
         cls,
-        pretrained_model_name_or_path: str,
+        pretrained_model_name_or_path: str | os.PathLike | PreTrainedModel,
         *,
         num_frames: int = 8,
         num_labels: int | None = None,
         id2label: dict[int, str] | None = None,
         label2id: dict[str, int] | None = None,
+        image_processor: BaseImageProcessor | str | os.PathLike | None = None,
         allow_random_base: bool = False,
-        classifier_dropout: float = 0.5,
-        **kwargs,
-    ) -> "I2VForVideoClassification":
-        """A video model from an image checkpoint, ready to be adapted. Its classifier is new.
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Self:  # and the dictionary, where it is asked for; as transformers types its own
+        """A video model from an image model, ready to be adapted. Its classifier is new.
 
         Args:
             pretrained_model_name_or_path: a folder or a Hub repository with a vision transformer, or with a model
-                that holds one (CLIP, an image classifier).
+                that holds one (CLIP, an image classifier); or such a model in memory. That stays an image model and
+                shares its weights with the video model, so that merging an adapter into the one changes both.
             num_frames: frames per clip T.
             num_labels, id2label, label2id: as everywhere in transformers.
+            image_processor: how the image model wants its pixels: its processor, or a folder or repository with one.
+                None: as the checkpoint says.
             allow_random_base: accept a checkpoint that leaves weights of the backbone uninitialised.
-            classifier_dropout: dropout before the classifier.
-            kwargs: for the image model's `from_pretrained` (`dtype`, `attn_implementation`, `revision`, …).
+            ignore_mismatched_sizes: accept weights of other shapes in the checkpoint; the model's are random then.
+            output_loading_info: also return transformers' dictionary of keys that were missing and so on.
+            kwargs: for the video model's configuration (`classifier_dropout`, `problem_type`, `return_dict`, …), else
+                for the image model's `from_pretrained` (`dtype`, `attn_implementation`, `revision`, `subfolder`, …).
 
         Raises:
             ValueError: the checkpoint lacks weights of the backbone or has them in another shape, or arguments
@@ -201,7 +250,18 @@ class I2VForVideoClassification(I2VPreTrainedModel):
             raise ValueError(f"id2label ({id2label!r:.80}) must be a dictionary, {{0: 'first', 1: 'second', …}}.")
         if id2label is not None and num_labels not in (None, len(id2label)):
             raise ValueError(f"num_labels is {num_labels}, but id2label names {len(id2label)} classes.")
-        image_model = pretrained_image_model(pretrained_model_name_or_path, allow_random_base, kwargs)
+        options = video_arguments(kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if key not in options}
+        name, hub, info = pretrained_model_name_or_path, hub_arguments(kwargs), {}
+        if isinstance(name, nn.Module):
+            image_model = image_model_in_memory(name, kwargs)
+            name = getattr(name, "name_or_path", "")
+        else:
+            image_model, info = pretrained_image_model(name, allow_random_base, ignore_mismatched_sizes, kwargs)
+        if image_processor is not None:
+            preprocessing = preprocessing_of(image_processor)
+        else:
+            preprocessing = known_preprocessing(name, **hub)
         if id2label is not None and label2id is None:
             label2id = {name: i for i, name in id2label.items()}
         labels = {"id2label": id2label, "label2id": label2id}
@@ -210,16 +270,16 @@ class I2VForVideoClassification(I2VPreTrainedModel):
             labels["num_labels"] = num_labels
         config = I2VConfig(
             image_config=image_model.config,
-            num_frames=num_frames,
-            classifier_dropout=classifier_dropout,
-            base_model=hub_name(pretrained_model_name_or_path),
-            preprocessing=preprocessing_of(pretrained_model_name_or_path, **hub_arguments(kwargs)),
+            **{"num_frames": num_frames, "base_model": hub_name(name), "preprocessing": preprocessing, **options},
             **labels,
         )
         keep_from_initialisation(image_model)
-        model = cls(config, image_model).to(image_model.dtype).eval()
-        model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
-        return model
+        model = cls(config, image_model).eval()
+        model.classifier.to(image_model.device, image_model.dtype)
+        model.config.name_or_path = model.name_or_path = lasting_name(name)
+        if not output_loading_info:
+            return model
+        return model, info | {"missing_keys": {*info.get("missing_keys", ()), "classifier.weight", "classifier.bias"}}
 
     def forward(
         self,
@@ -227,7 +287,7 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         labels: torch.Tensor | None = None,
         num_frames: int | None = None,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> ImageClassifierOutput | tuple:
         """
         Args:

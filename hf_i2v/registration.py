@@ -3,6 +3,7 @@
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .methods.config import METHODS, I2VTunerConfig
@@ -64,11 +65,12 @@ def register_with_peft(config_class: type[I2VTunerConfig]) -> None:
         )
 
 
-def register_auto_classes(config_cls: type, model_cls: type, classifier_cls: type) -> None:
-    """Register the video models with `AutoConfig`, `AutoModel` and `AutoModelForVideoClassification`."""
+def register_auto_classes(config_cls: type, model_cls: type, classifier_cls: type, processor_cls: type) -> None:
+    """Register the video models and their processor with transformers' auto classes."""
     AutoConfig.register(config_cls.model_type, config_cls, exist_ok=True)
     AutoModel.register(config_cls, model_cls, exist_ok=True)
     AutoModelForVideoClassification.register(config_cls, classifier_cls, exist_ok=True)
+    AutoVideoProcessor.register(config_cls, processor_cls, exist_ok=True)
 
 
 def register_pipeline() -> None:

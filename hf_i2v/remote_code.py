@@ -26,7 +26,7 @@ FILES = {  # flat file: (module of the package, definition) that it must hold
         *(("modeling_i2v", name) for name in ("I2VConfig", "I2VModel", "I2VForVideoClassification")),
         ("registration", "register_method"),
     ],
-    "pipeline_i2v": [("pipeline", "I2VVideoClassificationPipeline")],
+    "pipeline_i2v": [("pipeline", "I2VVideoClassificationPipeline"), ("video_processor", "I2VVideoProcessor")],
 }
 AUTO_MAP = {
     "AutoConfig": "modeling_i2v.I2VConfig",
@@ -204,7 +204,8 @@ class _Module:
                 self.definitions[node.name] = node
             elif isinstance(node, (ast.Assign, ast.AnnAssign)):
                 for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                    self.definitions[target.id] = node
+                    names = target.elts if isinstance(target, ast.Tuple) else [target]
+                    self.definitions |= {name.id: node for name in names}
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 self.read_import(node)
             elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):

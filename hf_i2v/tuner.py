@@ -11,7 +11,6 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .backbones import Backbone, find_backbone, without_peft
 from .block import BlockLayer, I2VLayer
@@ -21,6 +20,7 @@ from .methods.site import SITE_NAMES
 from .modeling_i2v import I2VModel, I2VPreTrainedModel
 from .quantized import dequantize, is_quantized, warn_dequantized
 from .trained_on import check_trained_on
+from .untrusted import check_complete
 from .video import BackboneLayer, EmbeddingsLayer, VideoBackbone, to_image, to_video
 
 
@@ -59,8 +59,10 @@ class I2VTuner(BaseTuner):
         peft_config.num_frames = _agreed_num_frames(peft_config, model)
         peft_config.resolve(backbone)
         if backbone.model._modules.get("baked_branch") is not None:
+            baked = map(config_from_dict, backbone.model.baked_methods)
+            branch = next(method.title for method in baked if method.has_branch)
             raise ValueError(
-                f"{type(peft_config).__name__} would never learn on this model: its baked side branch (M-adapter) "
+                f"{type(peft_config).__name__} would never learn on this model: its baked side branch ({branch}) "
                 "runs the frozen model without a graph, so no gradient reaches an adapter. Adapt the image model "
                 "instead."
             )
@@ -91,9 +93,38 @@ class I2VTuner(BaseTuner):
             )
         return nullcontext()
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """As in peft: to float32, or to the model's dtype."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            for name, parameter in self.model.named_parameters():
+                if _is_of(name, adapter_name) and parameter.is_floating_point():
+                    parameter.data = parameter.data.to(self._backbone.first_block.dtype)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, state_dict=None, **kwargs) -> None:
+        """As in peft. The configuration alone says where the modules go; a `state_dict` must agree with it."""
         # `resolve` fills in values of this model. The caller may use the configuration for another model.
         self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
+        self._inject(model, adapter_name, *args, **kwargs)
+        if state_dict is not None:
+            self._check_state_dict(model, adapter_name, state_dict)
+
+    def _check_state_dict(self, model: nn.Module, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
+        """Raise ValueError if weights, named as peft saves them, are not those of the injected modules."""
+        keys = {key.removeprefix("base_model.model.") for key in state_dict if self.prefix in key}
+        own = {
+            self._remove_adapter_name_from_key(key, adapter_name)
+            for key in model.state_dict()
+            if _is_of(key, adapter_name)
+        }
+        if keys != own:
+            raise ValueError(
+                f"The state_dict does not belong to this {type(self.peft_config[adapter_name]).__name__}: it lacks "
+                f"{sorted(own - keys)[:3]}, and {sorted(keys - own)[:3]} have no place. Give the configuration that "
+                "the weights were saved with."
+            )
+
+    def _inject(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         # The backbone may be the model itself, and peft's loop visits submodules only: so it gets its layer here.
         config, backbone = self.peft_config[adapter_name], self._backbone.model
@@ -107,7 +138,6 @@ class I2VTuner(BaseTuner):
             backbone.clip_head.pooling[adapter_name] = config.pooling
         if branch is not None:
             backbone.clip_head.i2v_branch[adapter_name] = _moved(branch, next(backbone.parameters()))
-            maybe_install_capturing_hooks(backbone)  # under torch.compile the first call does not
         backbone.clip_head.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _create_and_replace(self, peft_config, adapter_name, target, target_name, parent, current_key) -> None:
@@ -140,9 +170,21 @@ class I2VTuner(BaseTuner):
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """`…sites.i2v_<site>.<adapter>.<method>.down.weight`: the adapter's name is not the last part of the key."""
-        places = rf"(\.sites\.i2v_(?:{'|'.join(SITE_NAMES)})|\.clip_head\.i2v_branch)\.{re.escape(adapter_name)}\."
+        places = rf"(\bsites\.i2v_(?:{'|'.join(SITE_NAMES)})|\bclip_head\.i2v_branch)\.{re.escape(adapter_name)}\."
         without, found = re.subn(places, r"\1.", key)
         return without if found else super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: I2VTunerConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Raise ValueError if tensors of the adapter are missing or left over: peft would go on."""
+        state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        own = model.state_dict().keys()
+        of_adapter = re.compile(rf"\.{cls.prefix}\w+\.{re.escape(adapter_name)}(\.|$)")
+        missing = {key for key in own - state_dict.keys() if of_adapter.search(key)}
+        check_complete(f"the adapter {adapter_name!r}", missing=missing, left_over=state_dict.keys() - own)
+        return state_dict
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge the linear adapters of all blocks into the weights. `unmerge_adapter` undoes it, and so does an error.
@@ -270,6 +312,11 @@ class I2VTuner(BaseTuner):
         """Frames per clip: the model's `num_frames`, else the adapter's."""
         own = getattr(getattr(self.model, "config", None), "num_frames", None)
         return own or self.peft_config[self.active_adapters[0]].num_frames
+
+
+def _is_of(key: str, adapter_name: str) -> bool:
+    """Whether a parameter of the adapted model belongs to the adapter."""
+    return I2VTuner.prefix in key and f".{adapter_name}." in f"{key}."
 
 
 def _moved(new, place: torch.Tensor):

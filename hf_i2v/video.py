@@ -3,16 +3,24 @@ record of what such a model does in time."""
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .backbones import Backbone, UnsupportedBackboneError
 from .block import I2VLayer, VideoBlock, to_image_block, to_video_block
-from .frames import fold, frames_in_flight, over_frames, pooling_in_flight, unfold, working_on
+from .frames import (
+    Passage,
+    fold,
+    frames_in_flight,
+    over_frames,
+    passage_in_flight,
+    pooling_in_flight,
+    unfold,
+    working_on,
+)
+from .methods.branch import Branch, FrozenFeatures
 from .methods.config import config_from_dict
 from .methods.stdha import check_time_offsets, trim
 from .quantized import is_quantized
@@ -46,6 +54,9 @@ class VideoEmbeddings(Swapped):
     temporal_embedding: nn.Parameter | None  # the model's own
 
     def forward(self, *args, **kwargs) -> torch.Tensor:
+        passage = passage_in_flight()
+        if passage is not None and passage.entering is not None:
+            return passage.entering  # only its shape is read, by what stands before the blocks
         x_MND = super().forward(*args, **kwargs)
         adapters = self._modules.get("temporal")
         embeddings = [] if self.temporal_embedding is None else [self.temporal_embedding]
@@ -53,13 +64,6 @@ class VideoEmbeddings(Swapped):
             embedding_TD = over_frames(embedding_TD, frames_in_flight()).to(x_MND.dtype)
             x_MND = (x_MND.unflatten(0, (-1, embedding_TD.shape[0])) + embedding_TD[:, None]).flatten(0, 1)
         return x_MND
-
-
-class FrozenFeatures(NamedTuple):
-    """The frozen model's outputs that a side branch reads: blocks (L, B, T, P, D) and the clip feature (B, D)."""
-
-    levels: torch.Tensor
-    feature: torch.Tensor
 
 
 class BackboneLayer(I2VLayer):
@@ -73,7 +77,7 @@ class BackboneLayer(I2VLayer):
         self.i2v_branch = nn.ModuleDict()
         self.pooling: dict[str, str] = {}
 
-    def working_branches(self) -> list[nn.Module]:
+    def working_branches(self) -> list[Branch]:
         return [self.i2v_branch[name] for name in self.working_adapters() if name in self.i2v_branch]
 
     def working_pooling(self) -> str | None:
@@ -117,58 +121,103 @@ class VideoBackbone(Swapped):
         prefix_only = prefix_only and self.feature_reads_prefix and branch is None and not any(inner.values())
         kwargs |= inner
         if frozen_features is None:
-            outputs, frozen_features = self._run(pixel_values, num_frames, branch, prefix_only, *args, **kwargs)
-        elif branch is None:
-            raise ValueError("frozen_features were given, but no active adapter has a side branch that reads them.")
+            outputs, levels = self._run(pixel_values, num_frames, branch, prefix_only, None, *args, **kwargs)
+        elif frozen_features.entering is not None:
+            outputs, levels = self._go_on(frozen_features, branch, prefix_only, *args, **kwargs)
         else:
-            outputs = BaseModelOutputWithPooling(pooler_output=frozen_features.feature)
+            outputs = BaseModelOutputWithPooling(pooler_output=frozen_features.feature.to(self.dtype))
+            levels = frozen_features.levels
+            if (branch is None) != (levels is None):
+                raise ValueError(
+                    "frozen_features have levels, but no active adapter has a side branch that reads them."
+                    if branch is None
+                    else "The active side branch reads levels of the frozen model; these frozen_features have none."
+                )
         if branch is not None:
-            outputs.pooler_output = outputs.pooler_output + branch(frozen_features.levels).to(outputs.pooler_output)
+            outputs.pooler_output = branch(levels, outputs.pooler_output)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return outputs if return_dict else outputs.to_tuple()
 
     @torch.no_grad()
-    def frozen_features(self, pixel_values: torch.Tensor, num_frames: int | None = None) -> FrozenFeatures:
-        """The frozen model's outputs that the active side branch reads."""
-        return self._run(pixel_values, num_frames, self.working_branch())[1]
+    def frozen_features(
+        self, pixel_values: torch.Tensor, num_frames: int | None = None, *, first_block: int | None = None
+    ) -> FrozenFeatures:
+        """What `forward` takes in the place of pixels: what enters block `first_block`, from which on it then
+        computes; without one the clip feature, and what the active side branch reads."""
+        if first_block is None:
+            branch = self.working_branch()
+            prefix_only = self.feature_reads_prefix and branch is None
+            outputs, levels = self._run(pixel_values, num_frames, branch, prefix_only, None)
+            return FrozenFeatures(levels, outputs.pooler_output)
+        passage = Passage(keep=frozenset({first_block}), stop_before=first_block)
+        self._run(pixel_values, num_frames, None, False, passage)
+        num_clips = len(pixel_values) if num_frames is None else len(pixel_values) // num_frames
+        entering_BTND = unfold(passage.states[first_block], num_clips)
+        return FrozenFeatures(
+            entering=entering_BTND, first_block=first_block, image_size=tuple(pixel_values.shape[-2:])
+        )
+
+    def _go_on(
+        self, given: FrozenFeatures, branch: Branch | None, prefix_only: bool, *args, **kwargs
+    ) -> tuple[BaseModelOutputWithPooling, None]:
+        """The image model from one of its blocks on."""
+        if branch is not None or kwargs["output_hidden_states"]:
+            raise ValueError("From what enters a block on, there is no side branch and are no output_hidden_states.")
+        x_BTND = given.entering.to(self.dtype)
+        passage = Passage(first_block=given.first_block, entering=x_BTND.flatten(0, 1))
+        # without memory: only the size is read, as by rotary embeddings
+        pixels = x_BTND.new_empty(()).expand(*x_BTND.shape[:2], self.config.num_channels, *given.image_size)
+        return self._run(pixels, None, None, prefix_only, passage, *args, **kwargs)
 
     def _wants(self, name: str, kwargs: dict) -> bool:
         """Whether an output besides the feature is wanted: the caller's argument, or else the configuration's."""
         return getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
 
     def _run(
-        self, pixel_values, num_frames, branch, prefix_only=False, *args, output_hidden_states=False, **kwargs
-    ) -> tuple[BaseModelOutputWithPooling, FrozenFeatures]:
-        """The image model on all frames, its outputs unfolded. With a branch: without a graph, and its levels."""
+        self, pixel_values, num_frames, branch, prefix_only, passage, *args, **kwargs
+    ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None]:
+        """The image model on all frames, its outputs unfolded; for a branch without a graph, and with its levels."""
         pixel_values, num_frames = fold(pixel_values, num_frames, getattr(self.config, "num_channels", None))
         num_clips = pixel_values.shape[0] // num_frames
-        wanted = output_hidden_states
-        if branch is not None and not wanted:
-            output_hidden_states = [level + 1 for level in branch.levels]
-        with working_on(num_frames, self.working_pooling(), prefix_only):
-            kwargs |= {"output_hidden_states": output_hidden_states, "return_dict": True}
+        if branch is not None:
+            passage = Passage(keep=frozenset(level + 1 for level in branch.levels))
+        with working_on(num_frames, self.working_pooling(), prefix_only, passage):
             run = super().forward if branch is None else self._forward_without_graph
-            outputs = run(pixel_values, *args, **kwargs)
+            outputs = run(pixel_values, *args, **kwargs, return_dict=True)
         feature_MD = frame_feature(outputs, has_cls=self.num_prefix_tokens > 0)
-        levels = branch.read(outputs.hidden_states, num_frames) if branch is not None else None
+        levels = None
+        if branch is not None:
+            levels_LMPD = self._read(branch, passage)
+            levels = levels_LMPD.unflatten(1, (num_clips, -1))
         values = {
             key: tuple(None if x is None else unfold(x, num_clips) for x in value)
             if isinstance(value, tuple)
             else unfold(value, num_clips)
             for key, value in outputs.items()
-            if key != "hidden_states" or wanted
         }
         outputs = BaseModelOutputWithPooling(**values)
         outputs.pooler_output = unfold(feature_MD, num_clips).mean(1)
         if self.nested:  # a head around the vision model reads tokens as those of an image, (B, N, D)
             outputs.last_hidden_state = outputs.last_hidden_state.mean(1)
-        return outputs, FrozenFeatures(levels, outputs.pooler_output)
+        return outputs, levels
 
     @torch.no_grad()
     def _forward_without_graph(self, *args, **kwargs):
         return super().forward(*args, **kwargs)
 
-    def working_branch(self) -> nn.Module | None:
+    @torch.no_grad()
+    def _read(self, branch: Branch, passage: Passage) -> torch.Tensor:
+        """What a branch reads of its levels, (L, M, P, D)."""
+        read = []
+        for level in branch.levels:
+            x_MND = passage.states[level + 1]
+            if branch.reads_final_norm:
+                with working_on(1, "after_norm"):
+                    x_MND = getattr(self, self.final_norm_name)(x_MND)
+            read.append(branch.read(x_MND))
+        return torch.stack(read)
+
+    def working_branch(self) -> Branch | None:
         """The side branch of the active adapter, else the model's own."""
         head = self._modules.get("clip_head")
         branches = head.working_branches() if head is not None else []
@@ -199,13 +248,14 @@ def to_video(backbone: Backbone) -> None:
         return
     check_block(backbone)
     feature_reads_prefix = reads_prefix(backbone)
-    for block in backbone.blocks.values():
-        to_video_block(block, backbone.parts)
+    for number, block in enumerate(backbone.blocks.values()):
+        to_video_block(block, backbone.parts, number)
     block.num_prefix_tokens = backbone.num_prefix_tokens
     swap_in(backbone.embeddings, VideoEmbeddings)
     backbone.embeddings.register_parameter("temporal_embedding", None)
     swap_in(backbone.model, VideoBackbone)
     backbone.model.nested = backbone.name != ""
+    backbone.model.final_norm_name = backbone.final_norm_path.rpartition(".")[2]
     backbone.model.num_prefix_tokens = backbone.num_prefix_tokens
     TimeRecord(feature_reads_prefix=feature_reads_prefix).apply(backbone, num_frames=None)
     swap_in(backbone.final_norm, VideoNorm)
@@ -218,7 +268,14 @@ def to_image(backbone: Backbone) -> None:
     del backbone.embeddings.temporal_embedding
     swap_out(backbone.embeddings)
     swap_out(backbone.final_norm)
-    for name in ("num_prefix_tokens", "nested", "feature_reads_prefix", "pooling", "baked_methods"):
+    for name in (
+        "num_prefix_tokens",
+        "nested",
+        "final_norm_name",
+        "feature_reads_prefix",
+        "pooling",
+        "baked_methods",
+    ):
         delattr(backbone.model, name)
     swap_out(backbone.model)
 
@@ -286,7 +343,6 @@ class TimeRecord:
                     block.add_baked(site, name, module)
             if (branch := part.branch_module(backbone)) is not None:
                 backbone.model.baked_branch = branch
-                maybe_install_capturing_hooks(backbone.model)
         backbone.model.baked_methods = list(self.baked or [])
 
 
@@ -325,7 +381,7 @@ def check_block(backbone: Backbone) -> None:
             module.train()  # in eval mode bitsandbytes repacks 4-bit weights, which then cannot train
         with suppress(_FirstBlockDone):
             model(_blank_image(model))
-        to_video_block(block, backbone.parts)
+        to_video_block(block, backbone.parts, 0)
         output = VideoBlock.forward(block, *seen["args"], num_frames=1, **seen["kwargs"])
         if not isinstance(seen["embeddings"], torch.Tensor):
             problem = f"its embeddings give a {type(seen['embeddings']).__name__}"

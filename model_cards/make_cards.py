@@ -17,8 +17,8 @@ import yaml
 from huggingface_hub import ModelCard
 from peft import get_peft_model
 
-from hf_i2v import I2VConfig, I2VForVideoClassification, I2VTunerConfig
-from hf_i2v.architectures import image_config
+from hf_i2v import I2VForVideoClassification, I2VTunerConfig
+from hf_i2v.architectures import video_config
 from hf_i2v.cards import CardFacts, create_card
 from hf_i2v.options import tuner_config
 
@@ -58,12 +58,7 @@ def recipe_card(path: Path) -> ModelCard:
     expected, source = (re.search(rf"# {key}: (.*)", head)[1] for key in ("Expected top-1", "Source"))
     clips, crops = recipe["eval_views"].split("x")
     base = recipe["model_name_or_path"]
-    config = I2VConfig(
-        image_config=image_config(base),
-        num_frames=recipe["num_frames"],
-        num_labels=recipe["num_labels"],
-        base_model=base,
-    )
+    config = video_config(base, num_frames=recipe["num_frames"], num_labels=recipe["num_labels"])
     with torch.device("meta"):
         model = get_peft_model(I2VForVideoClassification(config), recipe_config(recipe))
     facts = CardFacts(

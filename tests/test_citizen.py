@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from method_table import BLOCKS_WITH_WEIGHTS, CONFIGS, MERGEABLE, NOT_MERGEABLE, finish, small_config
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
@@ -16,17 +17,14 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers import AutoModelForVideoClassification, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_module_class_from_name
 
-from hf_i2v import METHODS, AutoPeftModelForVideoClassification, I2VForVideoClassification, ZeroI2VConfig
+from hf_i2v import AutoPeftModelForVideoClassification, I2VForVideoClassification, ZeroI2VConfig
 from hf_i2v.frames import logger
 
 BACKBONES = ("clip", "vit", "siglip", "dinov2")
-OPTIONS = {"st_adapter": {"adapter_width": 8}, "inti": {"insert_before": [1]}}
-MERGEABLE = ("zeroi2v", "stdha", "linear_adapter")
-BLOCKS_WITH_WEIGHTS = ("zeroi2v", "linear_adapter", "st_adapter", "aim")  # methods with weights in every block
 LABELS = {0: "jump", 1: "run", 2: "sit"}
 
 every = pytest.mark.parametrize("backbone", BACKBONES)
-every_method = pytest.mark.parametrize("method", METHODS)
+every_method = pytest.mark.parametrize("method", CONFIGS)
 
 
 @pytest.fixture(scope="session")
@@ -56,12 +54,8 @@ def same(backbone: str, logits, expected) -> bool:
     return torch.equal(logits, expected) or (backbone == "siglip" and torch.allclose(logits, expected, atol=1e-5))
 
 
-def config(method: str, **kwargs):
-    return METHODS[method](**OPTIONS.get(method, {}), **kwargs)
-
-
 def adapt(model, method: str, **kwargs) -> PeftModel:
-    return randomize_adapter(get_peft_model(model, config(method, **kwargs))).eval()
+    return randomize_adapter(get_peft_model(model, small_config(method, **kwargs))).eval()
 
 
 @every
@@ -80,7 +74,7 @@ def test_the_life_of_an_adapter(method, backbone, video_model, clip_pixels, tmp_
     model.save_pretrained(tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
     model.load_adapter(tmp_path, adapter_name="default_2")  # one name is a part of the other
-    model.add_adapter("def", config(method))
+    model.add_adapter("def", small_config(method))
     for name in ("default_2", "default"):
         model.set_adapter(name)
         assert torch.equal(model(clip_pixels).logits, adapted), name
@@ -116,7 +110,7 @@ def test_merging(method, backbone, video_model, clip_pixels):
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     assert torch.equal(model(clip_pixels).logits, adapted)
 
-    model.add_adapter("broken", config(method))
+    model.add_adapter("broken", small_config(method))
     if method in BLOCKS_WITH_WEIGHTS:
         weight = next(p for name, p in model.named_parameters() if ".broken.linear_adapter.up.weight" in name
                       or f".broken.{method}.up.weight" in name)  # fmt: skip
@@ -141,7 +135,7 @@ def test_merging(method, backbone, video_model, clip_pixels):
 
 
 @every
-@pytest.mark.parametrize("method", sorted(set(METHODS) - set(MERGEABLE)))
+@pytest.mark.parametrize("method", NOT_MERGEABLE)
 def test_what_does_not_merge_says_so_and_is_baked(method, backbone, video_model, clip_pixels):
     model = adapt(video_model(backbone), method)
     adapted = model(clip_pixels).logits
@@ -169,7 +163,7 @@ def test_an_adapter_brings_its_model(method, backbone, video_model, clip_pixels,
     assert trainable.base_model.model.dtype == torch.bfloat16
     assert trainable.get_nb_trainable_parameters() == model.get_nb_trainable_parameters()
     saved = PeftConfig.from_pretrained(tmp_path)
-    assert type(saved) is METHODS[method] and saved.inference_mode
+    assert type(saved) is CONFIGS[method] and saved.inference_mode
 
 
 @every
@@ -183,7 +177,7 @@ def test_chosen_blocks_and_further_modules(method, backbone, video_model, clip_p
     assert blocks == {"1"} and any(f".{head}." in name for name in saved)
     loaded = PeftModel.from_pretrained(video_model(backbone), tmp_path)
     assert same(backbone, loaded(clip_pixels).logits, model(clip_pixels).logits)
-    frozen = get_peft_model(video_model(backbone), config(method, inference_mode=True))
+    frozen = get_peft_model(video_model(backbone), small_config(method, inference_mode=True))
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
@@ -298,14 +292,16 @@ def logits_unchanged(model, pixels, refused):
 def test_refused_before_anything_changes(method, video_model, clip_pixels, tmp_path):
     model = video_model("clip")
     message = logits_unchanged(
-        model, clip_pixels, lambda: get_peft_model(model, config(method, modules_to_save=["clasifier"]))
+        model, clip_pixels, lambda: get_peft_model(model, small_config(method, modules_to_save=["clasifier"]))
     )
     assert "'clasifier'" in message and "'classifier'" in message
 
     adapted = adapt(video_model("clip"), method)
     inner = adapted.base_model.model
     for again in (adapted, inner):
-        message = logits_unchanged(adapted, clip_pixels, lambda again=again: get_peft_model(again, config(method)))
+        message = logits_unchanged(
+            adapted, clip_pixels, lambda again=again: get_peft_model(again, small_config(method))
+        )
         assert "adapted already" in message and "add_adapter" in message
 
     wide = tiny_image_model("clip", hidden_size=64)
@@ -336,7 +332,7 @@ def test_another_kind_of_backbone_is_refused(video_model, clip_pixels, tmp_path)
 def test_what_the_methods_act_on_cannot_be_trained_whole(method, name, video_model, clip_pixels):
     model = video_model("clip")
     message = logits_unchanged(
-        model, clip_pixels, lambda: get_peft_model(model, config(method, modules_to_save=[name]))
+        model, clip_pixels, lambda: get_peft_model(model, small_config(method, modules_to_save=[name]))
     )
     assert ("fold into" if name in ("fc1", "k_proj") else "cannot be trained whole") in message
 
@@ -383,11 +379,13 @@ def test_labels_must_agree(video_model, image_models, clip_pixels, tmp_path):
 def test_what_could_never_learn_is_refused(video_model, clip_pixels):
     model = video_model("clip")
     message = logits_unchanged(
-        model, clip_pixels, lambda: get_peft_model(model, config("m_adapter", modules_to_save=["post_layernorm"]))
+        model,
+        clip_pixels,
+        lambda: get_peft_model(model, small_config("m_adapter", modules_to_save=["post_layernorm"])),
     )
     assert "would never learn" in message
     baked = adapt(model, "m_adapter").bake()
-    message = logits_unchanged(baked, clip_pixels, lambda: get_peft_model(baked, config("st_adapter")))
+    message = logits_unchanged(baked, clip_pixels, lambda: get_peft_model(baked, small_config("st_adapter")))
     assert "would never learn" in message
 
 
@@ -402,7 +400,7 @@ def test_a_finished_model_loads_with_a_device_map(video_model, clip_pixels, tmp_
 @pytest.mark.parametrize("method", ["zeroi2v", "st_adapter", "aim", "inti", "m_adapter"])
 def test_a_finished_model_may_lie_on_the_disk(method, video_model, clip_pixels, tmp_path):
     model = adapt(video_model("clip"), method)
-    finished = model.merge_and_unload() if method in MERGEABLE else model.bake()
+    finished = finish(model)
     finished.save_pretrained(tmp_path / "model")
     places = {f"i2v.image_model.{part}": "cpu" for part in ("embeddings", "pre_layrnorm", "post_layernorm")}
     places |= {"classifier": "cpu", "i2v.image_model.encoder": "disk", "i2v.image_model.baked_branch": "disk"}
@@ -465,7 +463,8 @@ def kept_for_backward(model, pixels) -> int:
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_checkpointing_keeps_less_and_gives_the_same(method, backbone, use_reentrant, video_model, clip_pixels):
-    if method != "m_adapter":  # whose frozen model runs without a graph: nothing to checkpoint, and torch says so
+    # a branch's frozen model runs without a graph: there is nothing to checkpoint, and torch says so
+    if not CONFIGS[method].has_branch:
         warnings.filterwarnings("error", "None of the inputs have requires_grad")
     model = adapt(video_model(backbone), method).train()
     torch.manual_seed(4)  # dropout and drop path are the same in both runs, and when a block runs again
@@ -500,7 +499,7 @@ def test_compiles_once(method, training, video_model, clip_pixels):
 @every_method
 def test_exports(method, video_model, clip_pixels):
     model = adapt(video_model("clip"), method)
-    finished = model.merge_and_unload() if method in MERGEABLE else model.bake()
+    finished = finish(model)
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     finished(clip_pixels)
     program = torch.export.export(finished, (clip_pixels,), dynamic_shapes=(batch,), strict=False)
@@ -531,7 +530,7 @@ def test_other_numbers_of_frames(method, video_model, clip_pixels, monkeypatch):
             assert torch.isfinite(model(pixels).logits).all()
         compiled = torch.compile(model, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(clip_pixels[:, :2]).logits, model(clip_pixels[:, :2]).logits)
-    lengths = ["8 frames", "2 frames"] if METHODS[method].uses_temporal_embedding else []
+    lengths = ["8 frames", "2 frames"] if CONFIGS[method].uses_temporal_embedding or method == "step" else []
     assert len(told) == len(lengths)
     assert all("interpolated linearly" in text and new in text for text, new in zip(told, lengths, strict=True))
 
@@ -547,11 +546,11 @@ def test_a_model_for_another_number_of_frames(method, video_model, image_models,
     base = I2VForVideoClassification.from_image_model(image_models["clip"], num_frames=8, num_labels=3)
     for loaded in (auto, PeftModel.from_pretrained(base, tmp_path / "adapter")):
         assert loaded.config.num_frames == 8 and torch.equal(loaded(longer).logits, expected)
-    finished = copy.deepcopy(auto).merge_and_unload() if method in MERGEABLE else copy.deepcopy(auto).bake()
+    finished = finish(copy.deepcopy(auto))
     finished.save_pretrained(tmp_path / "finished")
     torch.testing.assert_close(finished(longer).logits, expected)
 
-    same_length = model.merge_and_unload() if method in MERGEABLE else model.bake()
+    same_length = finish(model)
     same_length.save_pretrained(tmp_path / "four")
     for folder in ("finished", "four"):
         for model_class in (I2VForVideoClassification, AutoModelForVideoClassification):
@@ -622,7 +621,7 @@ def test_trainer(method, video_model, tmp_path):
             return {"accuracy": evaluations[-1], "early": -abs(trained.state.global_step - 6)}  # the second is best
 
         trained = Trainer(
-            get_peft_model(video_model("clip"), config(method)),
+            get_peft_model(video_model("clip"), small_config(method)),
             arguments,
             train_dataset=Clips(),
             eval_dataset=Clips(),

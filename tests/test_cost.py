@@ -3,22 +3,26 @@
 import csv
 import io
 import json
+from argparse import Namespace
 
 import pytest
 import torch
+from method_table import CONFIGS, small_config
 from peft import get_peft_model
 from tiny import tiny_image_model
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from hf_i2v import (
-    METHODS,
     AIMConfig,
     I2VForVideoClassification,
     InTIConfig,
     STAdapterConfig,
     ZeroI2VConfig,
 )
+from hf_i2v.architectures import video_config
 from hf_i2v.cost import activation_bytes, cost, count_macs, count_parameters, main
+from hf_i2v.data import Preprocessing
+from hf_i2v.training.plan import plan
 
 B16 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 L14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -120,11 +124,11 @@ def test_formats_and_latency(tmp_path, capsys):
             main([*options, *wrong])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CONFIGS)
 def test_activations_are_those_of_a_real_step(method, tmp_path):
     tiny_image_model("vit").save_pretrained(tmp_path)
     base = I2VForVideoClassification.from_image_model(tmp_path, num_frames=4, num_labels=3)
-    model = get_peft_model(base, METHODS[method](**({"insert_before": [1]} if method == "inti" else {})))
+    model = get_peft_model(base, small_config(method))
     counted = activation_bytes(model, (2, 4, 3, 16, 16))
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     kept = {}
@@ -139,3 +143,36 @@ def test_activations_are_those_of_a_real_step(method, tmp_path):
         output = model.train()(torch.randn(2, 4, 3, 16, 16))
     del output
     assert counted == pytest.approx(sum(kept.values()), rel=0.1)
+
+
+def test_pictures_of_the_size_of_the_preprocessing(tmp_path, capsys, monkeypatch):
+    tiny_image_model("dinov2", image_size=40).save_pretrained(tmp_path)
+    options = ["--model", str(tmp_path), "--num_frames", "2", "--num_labels", "3", "--format", "json"]
+
+    def macs(*more: str) -> int:
+        main([*options, *more])
+        return json.loads(capsys.readouterr().out)[0]["clip_macs"]
+
+    unknown = macs()
+    Preprocessing(24, (0.5,) * 3, (0.5,) * 3, "bicubic").image_processor().save_pretrained(tmp_path)
+    assert macs() == macs("--image_size", "24") < macs("--image_size", "40") == unknown
+    with torch.device("meta"):
+        base = I2VForVideoClassification(video_config(tmp_path, num_frames=2, num_labels=3))
+    assert macs() == cost(base, base.config.clip_shape()).macs
+    # a dry run: the figures of a tiny model all round to 0.0 G, so the counted shape is looked at
+    shapes = []
+    monkeypatch.setattr("hf_i2v.training.plan.cost", lambda model, shape: shapes.append(shape) or cost(model, shape))
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "max_train_steps": 5}
+    options |= {"num_frames": 2, "eval_views": "1x1", "num_warmup_steps": 0, "lr_scheduler_type": "cosine"}
+    plan(base, Namespace(**options))
+    assert shapes == [(1, 2, 3, 24, 24)]
+
+
+def test_the_originals_that_peft_keeps_are_not_counted():
+    """The final norm is trained as a copy, and its original is kept; a forward pass uses one of them."""
+    image_model = tiny_image_model("clip")
+    plain = sum(p.numel() for p in image_model.parameters())
+    model = get_peft_model(image_model, small_config("zeroi2v", num_frames=4))
+    adapter = sum(p.numel() for name, p in model.named_parameters() if ".i2v_" in name)
+    norm = sum(p.numel() for p in tiny_image_model("clip").post_layernorm.parameters())
+    assert count_parameters(model) == (plain + adapter, adapter + norm)

@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from hf_i2v.convert import _released_names, load_released_checkpoint, to_released_state_dict
 from hf_i2v.data.transforms import CLIP_MEAN
+from hf_i2v.methods.attentive_probe import AttentiveProbe
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {
@@ -163,3 +164,44 @@ def test_files_are_opened_without_running_code(tmp_path):
     torch.save({"state_dict": state, "hook": print}, tmp_path / "evil.pyth")
     with pytest.raises(Exception, match="weights_only"):
         load_released_checkpoint(tmp_path / "evil.pyth", "st_adapter")
+
+
+def test_the_attentive_probe_equals_the_one_of_vjepa2():
+    with safe_open(GOLDEN / "vjepa2_probe_a.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        heads = json.loads(file.metadata()["hyperparameters"])["num_heads"]
+    state = {f"module.{key}": value for key, value in part(tensors, "state.").items()}
+    probe = AttentiveProbe.from_vjepa2_state_dict(state, num_heads=heads)
+    feature_BD = probe(tensors["input.tokens"])
+    torch.testing.assert_close(feature_BD, tensors["output.feature"], atol=1e-5, rtol=0)
+    logits = torch.nn.functional.linear(feature_BD, tensors["state.linear.weight"], tensors["state.linear.bias"])
+    torch.testing.assert_close(logits, tensors["output.logits"], atol=1e-5, rtol=0)
+    loss = torch.nn.functional.cross_entropy(logits, tensors["label"])
+    torch.testing.assert_close(loss, tensors["output.loss"][0], atol=1e-5, rtol=0)
+
+    loss.backward()
+    pool = probe.pool
+    ours = {"query_tokens": pool.query.grad}
+    blocks = {"cross_attention_block": pool, **{f"blocks.{i}": block for i, block in enumerate(probe.blocks)}}
+    for kind in ("weight", "bias"):
+        ours[f"cross_attention_block.xattn.q.{kind}"] = getattr(pool.q, kind).grad
+        both = [getattr(layer, kind).grad for layer in (pool.k, pool.v)]
+        ours[f"cross_attention_block.xattn.kv.{kind}"] = torch.cat(both)
+        for name, block in blocks.items():
+            parts = {"norm1": block.norm1, "norm2": block.norm2, "mlp.fc1": block.mlp[0], "mlp.fc2": block.mlp[2]}
+            if block is not pool:
+                parts |= {"attn.qkv": block.qkv, "attn.proj": block.out}
+            ours |= {f"{name}.{theirs}.{kind}": getattr(layer, kind).grad for theirs, layer in parts.items()}
+    recorded = part({key: value for key, value in tensors.items() if "grad.pooler" in key}, "grad.pooler.")
+    assert ours.keys() == recorded.keys()
+    for name, gradient in ours.items():
+        error = (gradient.reshape(recorded[name].shape) - recorded[name]).norm()
+        assert error <= 1e-4 * recorded[name].norm() + 1e-9, (name, error)
+
+
+def test_weights_of_another_probe_are_refused():
+    with pytest.raises(ValueError, match="no attentive probe of V-JEPA 2 with one query"):
+        AttentiveProbe.from_vjepa2_state_dict({"linear.weight": torch.zeros(5, 32)}, num_heads=4)
+    state = {"pooler.query_tokens": torch.zeros(1, 1, 32), "pooler.extra": torch.zeros(1)}
+    with pytest.raises(ValueError, match="Missing key"):
+        AttentiveProbe.from_vjepa2_state_dict(state, num_heads=4)

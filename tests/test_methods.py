@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from adaptformer import AdaptFormerConfig
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import IMAGE_MODELS, per_frame_feature, randomize_adapter, tiny_image_model
+from tiny import IMAGE_MODELS, per_frame_feature, randomize, randomize_adapter, tiny_image_model
+from token_shift import TokenShiftConfig
 from transformers import (
     AutoModel,
     CLIPConfig,
@@ -20,16 +22,20 @@ from transformers import (
 
 from hf_i2v import (
     AIMConfig,
+    AttentiveProbeConfig,
     ComposedConfig,
+    Frame2FreqConfig,
     I2VForVideoClassification,
     InTIConfig,
     LinearAdapterConfig,
     MAdapterConfig,
     STAdapterConfig,
     STDHAConfig,
+    STEPConfig,
     ZeroI2VConfig,
 )
 from hf_i2v.backbones import grid_side
+from hf_i2v.methods.inti import InTI
 
 T = {"num_frames": 4}
 METHODS = {
@@ -41,12 +47,20 @@ METHODS = {
     "aim_ssv2": lambda: AIMConfig(**T, temporal_adapter_in=True, adapter_scale=1.0),
     "inti": lambda: InTIConfig(**T, insert_before=[1]),
     "m_adapter": lambda: MAdapterConfig(**T),
+    "attentive_probe": lambda: AttentiveProbeConfig(**T, num_blocks=1),
+    "step": lambda: STEPConfig(**T),
+    "frame2freq": lambda: Frame2FreqConfig(**T, adapter_width=8),
+    "frame2freq_ssv2": lambda: Frame2FreqConfig(**T, adapter_width=8, adapter_sites=["before", "between"]),
+    "frame2freq+aim": lambda: Frame2FreqConfig(**T, adapter_width=8) + AIMConfig(),
     "st_adapter+inti": lambda: STAdapterConfig(**T, adapter_width=8) + InTIConfig(),
     "zeroi2v+inti": lambda: ZeroI2VConfig(**T) + InTIConfig(),
     "aim+inti": lambda: AIMConfig(**T) + InTIConfig(insert_before=[0, 2], context_width=8),
     "linear_adapter+aim": lambda: LinearAdapterConfig(**T) + AIMConfig(),
+    "adaptformer": lambda: AdaptFormerConfig(**T, bottleneck=8),
+    "token_shift": lambda: TokenShiftConfig(**T),
 }
-SAME_AS_IMAGE_MODEL = {"aim", "aim_ssv2", "m_adapter", "linear_adapter+aim"}  # when fresh, and pooled after the norm
+# when fresh, and pooled after the norm
+SAME_AS_IMAGE_MODEL = {"aim", "aim_ssv2", "m_adapter", "linear_adapter+aim", "adaptformer"}
 
 
 @pytest.mark.parametrize("backbone", IMAGE_MODELS)
@@ -62,10 +76,13 @@ def test_life_of_an_adapter(method, backbone, clip_pixels, tmp_path):
 
     randomize_adapter(model)
     adapted_BD = model(clip_pixels).pooler_output
-    assert (adapted_BD - fresh_BD).abs().max() > 1e-3
-    adapted_BD.square().sum().backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert all(p.grad is not None for p in trained.values())
+    if method == "token_shift":  # without parameters, it acts from the start
+        assert not trained and (adapted_BD - expected_BD).abs().max() > 1e-3
+    else:
+        assert (adapted_BD - fresh_BD).abs().max() > 1e-3
+        adapted_BD.square().sum().backward()
+        assert all(p.grad is not None for p in trained.values())
 
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny_image_model(backbone), tmp_path, low_cpu_mem_usage=True)
@@ -161,6 +178,8 @@ def test_stdha_and_linear_adapters_composed_are_zeroi2v(clip_pixels):
     [
         (lambda: AIMConfig() + AIMConfig(), "aim twice"),
         (lambda: MAdapterConfig() + STAdapterConfig(), "unchanged frozen model"),
+        (lambda: Frame2FreqConfig() + AttentiveProbeConfig(), "Attentive probe reads an unchanged"),
+        (lambda: STEPConfig() + InTIConfig(), "STEP reads an unchanged"),
         (lambda: ZeroI2VConfig() + STDHAConfig(), "zeroi2v already includes stdha"),
         (lambda: ComposedConfig(methods=[AIMConfig(), InTIConfig()], layers_to_transform=[0]), "each method.s own"),
         (lambda: AIMConfig(num_frames=4) + InTIConfig(num_frames=8), r"disagree on num_frames: \[4, 8\]"),
@@ -190,6 +209,15 @@ def test_a_foreign_configuration_cannot_be_added():
         (lambda: AIMConfig(num_frames=4, drop_path=1.0), "drop_path"),
         (lambda: AIMConfig(num_frames=4, pooling="max"), "pooling 'max'"),
         (lambda: MAdapterConfig(num_frames=4, levels=[2, 1]), "ascending"),
+        (lambda: AttentiveProbeConfig(num_frames=4, num_heads=5), r"num_heads \(5\) .* width 32, as 4"),
+        (lambda: AttentiveProbeConfig(num_frames=4, num_blocks=-1), "num_blocks"),
+        (lambda: STEPConfig(num_frames=4, layers_to_transform=[1]), "leave out layers_to_transform"),
+        (lambda: Frame2FreqConfig(num_frames=6), r"num_frames \(6\) cannot be cut into 4 windows"),
+        (lambda: Frame2FreqConfig(num_frames=4) + InTIConfig(), r"num_frames \(2\) cannot be cut"),
+        (lambda: Frame2FreqConfig(num_frames=4, adapter_width=7), "even"),
+        (lambda: Frame2FreqConfig(num_frames=4, adapter_sites=["mlp_in"]), "adapter_sites"),
+        (lambda: Frame2FreqConfig(num_frames=4, kernel_size=2), "odd"),
+        (lambda: Frame2FreqConfig(num_frames=4, window_divisors=[]), "window_divisors"),
     ],
 )
 def test_bad_values_name_what_is_allowed(config, message):
@@ -329,3 +357,45 @@ def test_a_vision_model_with_projection(clip_pixels):
     expected = model(clip_pixels.flatten(0, 1)).image_embeds.unflatten(0, (2, 4)).mean(1)
     adapted = get_peft_model(model, AIMConfig(**T)).eval()
     torch.testing.assert_close(adapted(clip_pixels).image_embeds, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_inti_against_a_plain_reference():
+    """Token by token, with a CLS token and no weight zero."""
+    torch.manual_seed(0)
+    module = InTI(width=6, context_width=4, num_prefix_tokens=1)
+    randomize(module, module.named_parameters(), std=0.5)
+    x_MND = torch.randn(4, 1 + 9, 6)  # two pairs of frames, CLS and 3×3 patches
+    expected_PND = torch.empty(2, 10, 6)
+    for p, (x0_ND, x1_ND) in enumerate(((x_MND[0], x_MND[1]), (x_MND[2], x_MND[3]))):
+        z_NR = torch.cat((x0_ND, x1_ND), dim=1) @ module.project.weight.T + module.project.bias
+        for n in range(10):
+            context_R = z_NR[n] + z_NR.mean(0)
+            if n > 0:  # patches: the neighbours on the grid
+                row, column = divmod(n - 1, 3)
+                context_R = context_R + module.spatial.bias
+                for r in range(max(row - 1, 0), min(row + 2, 3)):
+                    for c in range(max(column - 1, 0), min(column + 2, 3)):
+                        tap_R = module.spatial.weight[:, 0, r - row + 1, c - column + 1]
+                        context_R = context_R + tap_R * z_NR[1 + 3 * r + c]
+            logits = module.logits.weight @ torch.nn.functional.gelu(context_R) + module.logits.bias
+            weights = logits.softmax(0)
+            expected_PND[p, n] = weights[0] * x0_ND[n] + weights[1] * x1_ND[n]
+    torch.testing.assert_close(module(x_MND, num_frames=4), expected_PND, atol=1e-5, rtol=1e-5)
+
+
+def test_inti_acts_first_in_either_order(clip_pixels):
+    adapter = STAdapterConfig(**T, adapter_width=8, adapter_sites=["before", "between"])
+    inti = InTIConfig(insert_before=[1])
+    first = randomize_adapter(get_peft_model(tiny_image_model("clip"), adapter + inti)).eval()
+    second = get_peft_model(tiny_image_model("clip"), inti + adapter).eval()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(clip_pixels).pooler_output, second(clip_pixels).pooler_output)
+
+
+def test_a_merge_adds_to_the_models_own_temporal_embedding(clip_pixels):
+    model = tiny_image_model("clip")
+    for _ in range(2):
+        model = randomize_adapter(get_peft_model(model, ZeroI2VConfig(**T))).eval()
+        expected_BD = model(clip_pixels).pooler_output
+        model = model.merge_and_unload()
+        torch.testing.assert_close(model(clip_pixels).pooler_output, expected_BD, atol=1e-5, rtol=1e-5)

@@ -148,3 +148,10 @@ def test_a_method_whose_file_cannot_travel_says_what_to_install(base, tmp_path):
 def test_a_method_that_has_another_in_it_does_not_compose_with_that():
     with pytest.raises(ValueError, match="zeroi2v already includes stdha"):
         STDHAConfig() + ZeroI2VConfig()
+
+
+def test_a_side_branch_does_not_compose(monkeypatch):
+    """Its module would silently be missing."""
+    monkeypatch.setattr(AdaptFormerConfig, "has_branch", True)
+    with pytest.raises(ValueError, match=r"token_shift \+ adaptformer makes no sense: AdaptFormer is a side branch"):
+        TokenShiftConfig() + AdaptFormerConfig()

@@ -4,11 +4,12 @@ import warnings
 
 import pytest
 import torch
+from method_table import OWN_NAMES, small_config
 from peft import get_peft_model
 from tiny import randomize_adapter, tiny_image_model
 from transformers import AutoModelForVideoClassification, BitsAndBytesConfig, TorchAoConfig
 
-from hf_i2v import METHODS, AutoPeftModelForVideoClassification, I2VForVideoClassification
+from hf_i2v import AutoPeftModelForVideoClassification, I2VForVideoClassification
 from hf_i2v.quantized import is_quantized
 
 
@@ -30,12 +31,12 @@ def image_model(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OWN_NAMES)
 @pytest.mark.parametrize("kind", ["8bit", "4bit", "torchao"])
 def test_it_trains_on_a_quantised_base_and_finishes_without(kind, method, image_model, clip_pixels, tmp_path):
     options = {"quantization_config": quantization(kind)}
     base = I2VForVideoClassification.from_image_model(image_model, num_frames=4, num_labels=3, **options)
-    config = METHODS[method](**({"insert_before": [1]} if method == "inti" else {}))
+    config = small_config(method)
     model = get_peft_model(base, config).train()
     assert sum(map(is_quantized, base.modules())) >= 18  # three blocks of six projections
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -73,7 +74,7 @@ def test_merging_is_undone_exactly(kind, image_model, clip_pixels):
     base = I2VForVideoClassification.from_image_model(
         image_model, num_frames=4, num_labels=3, quantization_config=quantization(kind)
     )
-    model = randomize_adapter(get_peft_model(base, METHODS["zeroi2v"]())).eval()
+    model = randomize_adapter(get_peft_model(base, small_config("zeroi2v"))).eval()
     with torch.no_grad():
         expected = model(clip_pixels).logits
         with pytest.warns(UserWarning, match="dequantised"):
@@ -86,5 +87,5 @@ def test_merging_is_undone_exactly(kind, image_model, clip_pixels):
             I2VForVideoClassification.from_image_model(
                 image_model, num_frames=4, num_labels=3, quantization_config=quantization(kind)
             ),
-            METHODS["st_adapter"](modules_to_save=["fc1"]),
+            small_config("st_adapter", modules_to_save=["fc1"]),
         )

@@ -7,13 +7,20 @@ import pickle
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file
 from tiny import per_frame_feature, randomize_adapter, tiny_image_model
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ResNetConfig, ResNetModel
 from transformers.models.vit.modeling_vit import ViTLayer
 
-from hf_i2v import I2VForVideoClassification, STDHAConfig, UnsupportedBackboneError, ZeroI2VConfig
+from hf_i2v import I2VForVideoClassification, MAdapterConfig, STDHAConfig, UnsupportedBackboneError, ZeroI2VConfig
 
 
 @pytest.fixture
@@ -237,3 +244,24 @@ def test_the_vision_model_inside_clip(clip_pixels):
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
     model = get_peft_model(clip, ZeroI2VConfig(num_frames=4, time_offsets=[1]))
     assert model.get_image_features(clip_pixels).pooler_output.shape == (2, 16)
+
+
+@pytest.mark.parametrize("config", [ZeroI2VConfig(num_frames=4), MAdapterConfig(num_frames=4)])
+def test_the_dtype_of_an_adapter(config, clip_pixels):
+    for autocast, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+        base = tiny_image_model("clip").to(torch.bfloat16)
+        model = get_peft_model(base, copy.deepcopy(config), autocast_adapter_dtype=autocast)
+        assert {p.dtype for name, p in model.named_parameters() if "i2v_" in name} == {dtype}
+        assert model(clip_pixels.bfloat16()).pooler_output.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("config", [ZeroI2VConfig(num_frames=4), MAdapterConfig(num_frames=4)])
+def test_injecting_by_a_state_dict(config, clip_pixels):
+    trained = randomize_adapter(inject_adapter_in_model(copy.deepcopy(config), tiny_image_model("clip"))).eval()
+    weights = get_peft_model_state_dict(trained)
+    model = inject_adapter_in_model(copy.deepcopy(config), tiny_image_model("clip"), state_dict=weights)
+    assert not set_peft_model_state_dict(model, weights).unexpected_keys
+    assert torch.equal(model.eval()(clip_pixels).pooler_output, trained(clip_pixels).pooler_output)
+    other = dict(list(weights.items())[1:]) | {"layers.9.sites.i2v_after.x": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"does not belong to this .*: it lacks \['.*'layers\.9\.sites"):
+        inject_adapter_in_model(copy.deepcopy(config), tiny_image_model("clip"), state_dict=other)

@@ -114,15 +114,20 @@ class VideoClips(torch.utils.data.Dataset):
         """Draw other frames and crops from now on; call it before each epoch of training."""
         self._epoch.fill_(epoch)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, *, of_epochs: bool = False) -> str:
         """Changes with the videos (path, size, time of change), the sampling and the transform.
 
+        Args:
+            of_epochs: of the clips of all epochs. In training it then changes with the seed too.
+
         Raises:
-            ValueError: in training, where clips are random and no two epochs see the same.
+            ValueError: in training without `of_epochs`: clips are random and no two epochs see the same.
         """
-        if self.train:
+        if self.train and not of_epochs:
             raise ValueError("clips for training are random; make VideoClips(..., train=False) for fixed ones")
         sampling = (self.num_frames, self.policy, self.frame_stride, self.num_clips, self.backend, self.transform)
+        if self.train:
+            sampling = (*sampling, self.seed, sorted(self._flipped_labels.items()))
         digest = hashlib.sha256(repr(sampling).encode())
         for row in self.dataset:
             digest.update(repr((video_version(row), row.get("start"), row.get("end"), row["label"])).encode())

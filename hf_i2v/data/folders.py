@@ -62,6 +62,20 @@ def load_video_folder(train_dir: str | os.PathLike, validation_dir: str | os.Pat
     return DatasetDict(splits)
 
 
+def videos_in(folder: str | os.PathLike) -> list[str]:
+    """The videos of a folder at any depth, sorted: files, and folders of pictures.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    path = os.path.abspath(folder)
+    if found := _search(path, _Content(), (), is_class=False).all():
+        return sorted(found)
+    raise FileNotFoundError(
+        f"no video in {folder}: expected files named .{', .'.join(VIDEO_SUFFIXES)} or folders of pictures"
+    )
+
+
 @dataclass
 class _Content:
     """What is in a class folder."""

@@ -289,9 +289,9 @@ class _Batches(Dataset):
         if all(item["is_padding"] for item in items):  # then one clip is needed for the shape of the others
             tried = list(failures)  # failures of videos of other batches are recorded there
             items[0] |= self._item(key.indices[0], key.epoch, tried, substitute=True)
-        filled = next(item for item in items if "pixel_values" in item)
+        filled = next(item for item in items if "labels" in item)
         items = [{**filled, **item} for item in items]
-        batch = collate(items)
+        batch = getattr(self.clips, "collate", collate)(items)
         batch["key"] = key
         batch["ids"] = torch.tensor([item["ids"] for item in items], dtype=torch.int64)
         batch["is_padding"] = torch.tensor([item["is_padding"] for item in items])

@@ -207,13 +207,11 @@ class Preprocessing:
         # not VideoMAEImageProcessor, which warns where torchvision is missing; the saved file names that one
         from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
-        return VideoMAEImageProcessorPil(**self._processor_arguments())
+        return VideoMAEImageProcessorPil(**self.processor_arguments())
 
     def save_processors(self, folder: str | os.PathLike, *, num_frames: int) -> None:
-        """Save an image processor, for any machine, and a video processor, for those that have torchvision.
-
-        The video processor can be described, not made, without torchvision. Used outside of our pipeline it spreads
-        `num_frames` frames over the whole video. Files that are there already are left alone.
+        """Save an image processor and a video processor, `I2VVideoProcessor`, which spreads `num_frames` frames over
+        the whole video. Files that are there already are left alone.
         """
         folder = Path(folder)
         if not (folder / "preprocessor_config.json").exists():
@@ -221,13 +219,15 @@ class Preprocessing:
         video = folder / "video_preprocessor_config.json"
         if not video.exists():
             kind = {
-                "video_processor_type": "VideoMAEVideoProcessor",
+                "video_processor_type": "I2VVideoProcessor",
+                "auto_map": {"AutoVideoProcessor": "pipeline_i2v.I2VVideoProcessor"},
                 "do_sample_frames": True,
                 "num_frames": num_frames,
             }
-            video.write_text(json.dumps({**kind, **self._processor_arguments()}, indent=2) + "\n")
+            video.write_text(json.dumps({**kind, **self.processor_arguments()}, indent=2) + "\n")
 
-    def _processor_arguments(self) -> dict:
+    def processor_arguments(self) -> dict:
+        """The same in the words of transformers' processors."""
         return {
             "size": {"shortest_edge": self.size},
             "crop_size": {"height": self.size, "width": self.size},
@@ -249,19 +249,40 @@ def preprocessing_from_pretrained(model_name_or_path: str | os.PathLike, **kwarg
         kwargs: passed to `from_pretrained` (`revision`, `cache_dir`, `token`, …).
 
     Raises:
-        ValueError: an input that is not square.
+        ValueError: an input that is not square, or a file that says no such thing.
         OSError: no such model.
     """
-    from transformers import AutoConfig, AutoImageProcessor  # slow to import, and decoding needs none of it
+    from ..untrusted import check_preprocessing, foreign_files  # slow to import, and decoding needs none of it
+
+    with foreign_files(model_name_or_path):
+        preprocessing = _read_preprocessing(model_name_or_path, kwargs)
+        check_preprocessing(vars(preprocessing))
+    return preprocessing
+
+
+def _read_preprocessing(model_name_or_path: str, kwargs: dict) -> Preprocessing:
+    from transformers import AutoConfig, AutoImageProcessor
 
     try:
         processor = AutoImageProcessor.from_pretrained(model_name_or_path, **kwargs)
     except OSError:  # no preprocessor_config.json; if there is no model either, AutoConfig raises
         config = AutoConfig.from_pretrained(model_name_or_path, **kwargs)
-        preprocessing = _usual_preprocessing(config)
+        preprocessing = usual_preprocessing(config)
         logger.warning("%s has no preprocessor_config.json, assuming %s", model_name_or_path, preprocessing)
         return preprocessing
+    return preprocessing_of_processor(processor, name=str(model_name_or_path))
 
+
+def preprocessing_of_processor(processor, *, name: str | None = None) -> Preprocessing:
+    """What an image or video processor of transformers does to its pixels.
+
+    Args:
+        name: of the model in messages.
+
+    Raises:
+        ValueError: an input that is not square.
+    """
+    name = name or type(processor).__name__
     if getattr(processor, "do_normalize", False):
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
     else:
@@ -270,15 +291,16 @@ def preprocessing_from_pretrained(model_name_or_path: str | os.PathLike, **kwarg
     if interpolation is None:
         logger.warning(
             "%s was trained with PIL resampling %s, video frames are resized with the bicubic filter instead",
-            model_name_or_path,
+            name,
             processor.resample,
         )
         interpolation = "bicubic"
     size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    return Preprocessing(_square(size, model_name_or_path), mean, std, interpolation)
+    return Preprocessing(_square(size, name), mean, std, interpolation)
 
 
-def _usual_preprocessing(config) -> Preprocessing:
+def usual_preprocessing(config) -> Preprocessing:
+    """What the published image models of a kind want, as far as a configuration tells."""
     size = _square(getattr(config, "vision_config", config).image_size, config.model_type)
     if config.model_type.startswith("clip"):
         return Preprocessing(size, CLIP_MEAN, CLIP_STD, "bicubic")

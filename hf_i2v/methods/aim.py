@@ -31,7 +31,7 @@ class GELUAdapter(SiteModule):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x: torch.Tensor, **_) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, **_: object) -> torch.Tensor:
         delta = self.up(F.gelu(self.down(x.to(self.down.weight.dtype)))).to(x.dtype)
         return x + delta if self.skip else delta
 
@@ -45,7 +45,9 @@ class TemporalAttention(SiteModule):
         self.adapter = GELUAdapter(width, bottleneck, skip=False)
         self.drop_path = drop_path
 
-    def forward(self, x_MND: torch.Tensor, *, num_frames: int, norm1: Callable, attend: Callable, **_) -> torch.Tensor:
+    def forward(
+        self, x_MND: torch.Tensor, *, num_frames: int, norm1: Callable, attend: Callable, **_: object
+    ) -> torch.Tensor:
         num_tokens = x_MND.shape[1]
         h_BNTD = norm1(x_MND).unflatten(0, (-1, num_frames)).transpose(1, 2)
         h_CTD = h_BNTD.flatten(0, 1).contiguous()  # C = B·N token positions; linear layers are slow on strided rows
@@ -65,7 +67,7 @@ class JointAdapter(SiteModule):
         self.scale = scale
         self.drop_path = drop_path
 
-    def forward(self, x_MND: torch.Tensor, **_) -> torch.Tensor:
+    def forward(self, x_MND: torch.Tensor, **_: object) -> torch.Tensor:
         h_MND = self.adapter(x_MND)
         return branch_scale(h_MND, self.scale, self.drop_path, self.training) * h_MND
 

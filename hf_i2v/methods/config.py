@@ -2,8 +2,9 @@
 table of all methods."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
 from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
@@ -13,9 +14,12 @@ from ..adapter_card import open_card_with_loading
 from ..backbones import Backbone
 from ..peft_type import register_peft_type
 from ..trained_on import shape_of, weights_sample
+from ..untrusted import SIZE_LIMITS, check_types, check_values
+from .branch import Branch
 from .site import SiteModule, check_site
 
 POOLINGS = ("after_norm", "before_norm")
+_OF_PEFT = {field.name for field in fields(PeftConfig)}
 METHODS: dict[str, type["I2VTunerConfig"]] = {}  # every registered configuration class by its `method_name`
 
 
@@ -75,6 +79,10 @@ class I2VTunerConfig(PeftConfig):
     )
 
     def __post_init__(self):
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OF_PEFT}
+        check_values(values, largest=SIZE_LIMITS["hidden_size"])
+        with suppress(NameError):  # hints that only a type checker can read
+            check_types(type(self).__name__, values, get_type_hints(type(self)))
         super().__post_init__()
         self.peft_type = register_peft_type(self.method_name)
         if self.num_frames is not None and self.num_frames < 1:
@@ -111,7 +119,7 @@ class I2VTunerConfig(PeftConfig):
             self.trained_on["video_model"] = self._video_config.rebuilding_facts()
         return super().to_dict()
 
-    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str, **kwargs: object) -> None:
         """As in peft. The folder's README.md then opens with how to load the adapter."""
         super().save_pretrained(save_directory, **kwargs)
         open_card_with_loading(save_directory, self)
@@ -158,7 +166,7 @@ class I2VTunerConfig(PeftConfig):
                     check_site(site, module, part.method_name)
                     yield site, part.method_name, module
 
-    def branch_module(self, backbone: Backbone) -> nn.Module | None:
+    def branch_module(self, backbone: Backbone) -> Branch | None:
         """A new side branch over the whole backbone, for a method that has one."""
         return None
 
@@ -202,8 +210,10 @@ class ComposedConfig(I2VTunerConfig):
                 raise ValueError(f"{' + '.join(names)} has {method.method_name} twice; use one configuration of it.")
             if contained := sorted(set(method.includes) & set(names)):
                 raise ValueError(f"{method.method_name} already includes {' and '.join(contained)}; leave that out.")
-            if method.why_alone is not None:
-                raise ValueError(f"{' + '.join(names)} makes no sense: {method.title} {method.why_alone}.")
+            if why := method.why_alone or ("is a side branch" if method.has_branch else None):
+                raise ValueError(f"{' + '.join(names)} makes no sense: {method.title} {why}.")
+        for fact in ("uses_temporal_embedding", "trains_final_norm", "unused_parameters"):
+            setattr(self, fact, any(getattr(method, fact) for method in self.methods))
         frames = {m.num_frames for m in [self, *self.methods]} - {None}
         if len(frames) > 1:
             raise ValueError(f"The composed methods disagree on num_frames: {sorted(frames)}.")
@@ -211,18 +221,6 @@ class ComposedConfig(I2VTunerConfig):
             self.num_frames = frames.pop()
         saved = [name for m in self.methods for name in m.modules_to_save or []]
         self.modules_to_save = list(dict.fromkeys([*(self.modules_to_save or []), *saved])) or None
-
-    @property
-    def uses_temporal_embedding(self) -> bool:
-        return any(m.uses_temporal_embedding for m in self.methods)
-
-    @property
-    def trains_final_norm(self) -> bool:
-        return any(m.trains_final_norm for m in self.methods)
-
-    @property
-    def unused_parameters(self) -> bool:
-        return any(m.unused_parameters for m in self.methods)
 
     def parts(self) -> list[I2VTunerConfig]:
         return self.methods
@@ -263,6 +261,6 @@ def config_from_dict(config: dict) -> I2VTunerConfig:
 
 def method_to_dict(config: I2VTunerConfig) -> dict:
     """A method's type and options, without the facts of one adapter's training."""
-    training = {f.name for f in fields(PeftConfig)} | {"modules_to_save", "trained_on"}
+    training = _OF_PEFT | {"modules_to_save", "trained_on"}
     options = {key: value for key, value in config.to_dict().items() if key not in training and value is not None}
     return {"peft_type": config.peft_type.value, **options}

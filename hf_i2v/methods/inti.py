@@ -35,7 +35,7 @@ class InTI(SiteModule):
         for zero in (self.project.bias, self.logits.weight, self.logits.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x_MND: torch.Tensor, *, num_frames: int, **_) -> torch.Tensor:
+    def forward(self, x_MND: torch.Tensor, *, num_frames: int, **_: object) -> torch.Tensor:
         if num_frames % 2:
             raise ValueError(f"InTI merges pairs of frames, but the clip has {num_frames} frames at its place.")
         x_P2ND = x_MND.unflatten(0, (-1, 2))  # P pairs of neighbouring frames

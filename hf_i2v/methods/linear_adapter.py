@@ -30,7 +30,7 @@ class LinearAdapter(SiteModule):
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x: torch.Tensor, **_) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, **_: object) -> torch.Tensor:
         delta = self.up(self.dropout(self.down(x.to(self.down.weight.dtype))))
         return torch.add(x, delta.to(x.dtype), alpha=self.scale)
 

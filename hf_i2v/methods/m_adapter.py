@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, grid_side
 from ..frames import convolve_over_time
+from .branch import Branch
 from .config import I2VTunerConfig
 
 
@@ -54,8 +55,8 @@ class FusionAdapter(nn.Module):
         return h_BTPd + self.mlp(self.norm_mlp(h_BTPd))
 
 
-class MAdapterBranch(nn.Module):
-    """Block outputs of a clip → the summand for its feature, (B, D)."""
+class MAdapterBranch(Branch):
+    """Block outputs of a clip and its feature → the feature with the branch's part added, (B, D)."""
 
     def __init__(self, config: "MAdapterConfig", width: int, num_prefix_tokens: int):
         super().__init__()
@@ -70,13 +71,11 @@ class MAdapterBranch(nn.Module):
         for zero in (self.head.weight, self.head.bias):
             nn.init.zeros_(zero)
 
-    def read(self, hidden_states: tuple[torch.Tensor, ...], num_frames: int) -> torch.Tensor:
-        """The frozen model's hidden states → the levels (L, B, T, P, D), 2×2 patches averaged."""
-        # hidden_states[0] is the input of block 0
-        levels = [self.fewer_tokens(hidden_states[level + 1].detach()) for level in self.levels]
-        return torch.stack(levels).unflatten(1, (-1, num_frames))
+    def reading(self) -> dict:
+        return super().reading() | {"token_pooling": self.token_pooling}
 
-    def fewer_tokens(self, x_MND: torch.Tensor) -> torch.Tensor:
+    def read(self, x_MND: torch.Tensor) -> torch.Tensor:
+        """2×2 patches averaged."""
         if self.token_pooling == 1:
             return x_MND
         prefix, patches = x_MND[:, : self.num_prefix_tokens], x_MND[:, self.num_prefix_tokens :]
@@ -85,11 +84,11 @@ class MAdapterBranch(nn.Module):
         grid_MDhw = F.avg_pool2d(grid_MDhw, self.token_pooling, ceil_mode=True, count_include_pad=False)
         return torch.cat((prefix, grid_MDhw.flatten(2).transpose(1, 2)), dim=1)
 
-    def forward(self, levels_LBTPD: torch.Tensor) -> torch.Tensor:
+    def forward(self, levels_LBTPD: torch.Tensor, feature_BD: torch.Tensor) -> torch.Tensor:
         h_BTPd = None
         for adapter, x_BTPD in zip(self.adapters, levels_LBTPD.to(self.head.weight.dtype), strict=True):
             h_BTPd = adapter(h_BTPd, x_BTPD)
-        return self.head(self.norm(h_BTPd).mean((1, 2)))
+        return feature_BD + self.head(self.norm(h_BTPd).mean((1, 2))).to(feature_BD)
 
 
 @dataclass
@@ -140,5 +139,5 @@ class MAdapterConfig(I2VTunerConfig):
     def adapts(self, layer: int) -> bool:
         return False  # it reads the blocks and changes none
 
-    def branch_module(self, backbone: Backbone) -> nn.Module:
+    def branch_module(self, backbone: Backbone) -> Branch:
         return MAdapterBranch(self, backbone.hidden_size, backbone.num_prefix_tokens)

@@ -51,7 +51,7 @@ class SiteModule(nn.Module):
     folds: ClassVar[bool] = False
 
     def forward(
-        self, x_MND: torch.Tensor, *, num_frames: int, norm1: Callable, attend: Callable, **context
+        self, x_MND: torch.Tensor, *, num_frames: int, norm1: Callable, attend: Callable, **context: object
     ) -> torch.Tensor:
         """
         Args:

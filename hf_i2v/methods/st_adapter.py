@@ -51,7 +51,7 @@ class STAdapter(SiteModule):
         for zero in (self.down.bias, self.conv.weight, self.conv.bias, self.up.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x_MND: torch.Tensor, *, num_frames: int, **_) -> torch.Tensor:
+    def forward(self, x_MND: torch.Tensor, *, num_frames: int, **_: object) -> torch.Tensor:
         z_MNR = self.down(x_MND.to(self.down.weight.dtype))
         z_MNR = self.conv(z_MNR.unflatten(0, (-1, num_frames))).flatten(0, 1)
         delta_MND = self.up(z_MNR).to(x_MND.dtype)

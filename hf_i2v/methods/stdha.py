@@ -8,6 +8,7 @@ No parameters and no FLOPs: only which rows of k and v a head reads.
 """
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -158,7 +159,7 @@ class STDHAConfig(I2VTunerConfig):
         return trim(self.time_offsets) if self.adapts(layer) else ()
 
 
-def trim(time_offsets) -> tuple[int, ...]:
+def trim(time_offsets: Iterable[int] | None) -> tuple[int, ...]:
     """Without the zeros at the end: heads that are not named stay anyway."""
     offsets = list(time_offsets or ())
     while offsets and offsets[-1] == 0:

@@ -155,6 +155,7 @@ class CheckpointFolder:
         try:
             manifest = json.loads((path / _MANIFEST).read_bytes())
             step, files, configuration = (manifest[key] for key in ("step", "files", "configuration"))
+            dict.items(configuration)  # a TypeError where it is none
             wrong = [name for name in (_WEIGHTS, _STATE) if files[name] != _describe(path / name)]
             if manifest.keys() == {
                 "step",

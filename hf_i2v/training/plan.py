@@ -17,8 +17,7 @@ def plan(model: nn.Module, args: argparse.Namespace) -> list[str]:
         model: in its full size, on the meta device.
         args: the options of the training script.
     """
-    size = model.config.image_config.image_size
-    shape = (1, args.num_frames, 3, size, size)
+    shape = model.config.clip_shape()
     model_cost = cost(model, shape)
     head = sum(p.numel() for n, p in trained_parameters(model).items() if "classifier" in n)
     merged = merged_macs(model, shape) if isinstance(model, PeftModel) else None

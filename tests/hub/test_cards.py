@@ -1,12 +1,14 @@
 """The cards in `model_cards/`: one for each recipe, valid as far as that can be checked without the Hub."""
 
+import logging
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hub_server import HubServer
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard, ModelInfo, parse_eval_result_entries
 from peft import LoraConfig, get_peft_model
 from tiny import randomize_adapter, tiny_image_model
 from torch.distributed.device_mesh import init_device_mesh
@@ -14,8 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModel
 
 from hf_i2v import I2VConfig, I2VForVideoClassification, STAdapterConfig, ZeroI2VConfig
-from hf_i2v.cards import CardFacts, create_card
-from hf_i2v.cost import cost
+from hf_i2v.cards import CardFacts, create_card, write_card
+from hf_i2v.cost import cost, count_macs
 from hf_i2v.data import Preprocessing
 from hf_i2v.merging import merge_difference, merge_error
 
@@ -49,7 +51,8 @@ def test_cards_of_other_tuners_and_of_bare_models(tmp_path):
     tiny_image_model("clip").save_pretrained(tmp_path / "image")
     model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, num_labels=2).with_stdha()
     card = create_card(get_peft_model(model, LoraConfig(target_modules=["q_proj"])), repo_id="user/lora")
-    assert {"stdha", "lora"} <= set(card.data.tags) and ".with_stdha([-1, 1])" in card.text
+    assert {"stdha", "lora"} <= set(card.data.tags)
+    assert 'hf_i2v.AutoPeftModelForVideoClassification.from_pretrained("user/lora")' in card.text
     adapter = get_peft_model(tiny_image_model("clip"), ZeroI2VConfig(num_frames=4))
     assert "AutoModel.from_pretrained(" in create_card(adapter).text
     card = create_card(adapter.merge_and_unload(), repo_id="user/features")
@@ -134,3 +137,59 @@ def test_a_sharded_model(tmp_path):
         assert create_card(model, facts).text == whole
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_card_of_a_model_that_works_on_smaller_pictures(tmp_path):
+    """Its figures are for the preprocessing's size, and its title has the base's name."""
+    folder = tmp_path / "tiny-dinov2"
+    tiny_image_model("dinov2", image_size=40).save_pretrained(folder)
+    Preprocessing(24, (0.5,) * 3, (0.5,) * 3, "bicubic").image_processor().save_pretrained(folder)
+    model = I2VForVideoClassification.from_image_model(folder, num_frames=4, num_labels=2)
+    facts = CardFacts(measure_latency=False)
+    bare = get_peft_model(AutoModel.from_pretrained(folder), STAdapterConfig(num_frames=4, adapter_width=8))
+    for adapted in (get_peft_model(model, STAdapterConfig(adapter_width=8)), bare):
+        card = create_card(adapted, facts)
+        assert card.text.startswith("\n# ST-Adapter on tiny-dinov2\n") and str(tmp_path) not in card.content
+        plain_macs = count_macs(AutoModel.from_pretrained(folder), (4, 3, 24, 24))
+        macs = cost(adapted, (1, 4, 3, 24, 24)).macs
+        assert f"| MACs per clip | {macs / 1e9:.4g} G | {plain_macs / 1e9:.4g} G |" in card.text
+    adapted = get_peft_model(I2VForVideoClassification.from_image_model(folder, num_frames=4), ZeroI2VConfig())
+    assert create_card(adapted.merge_and_unload(), facts).text.startswith("\n# ZeroI2V on dinov2\n")
+
+
+@pytest.mark.parametrize(("num_labels", "shown"), [(9, False), (10, True)])
+def test_results(tmp_path, num_labels, shown):
+    config = I2VConfig(image_config=tiny_image_model("clip").config, num_frames=4, num_labels=num_labels)
+    metrics = {"accuracy": 0.91666, "top5_accuracy": 0.99}
+    facts = CardFacts(
+        metrics=metrics, dataset_id="user/videos", view_protocol="1x1 views", license="mit", measure_latency=False
+    )
+    write_card(I2VForVideoClassification(config), tmp_path, facts, "me/model")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert ("top5_accuracy" in card.text) == shown and "| accuracy | 91.67 % |" in card.text
+    assert [r.metric_type for r in card.data.eval_results] == ["accuracy", "top5_accuracy"][: 1 + shown]
+    (file,) = (tmp_path / ".eval_results").iterdir()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    assert file.name == "videos.yaml" and (entry.dataset_id, entry.task_id) == ("user/videos", "default")
+    assert entry.value == 0.9167 and entry.notes == "1x1 views" and entry.source_url.endswith("/me/model")
+    (tmp_path / "local").mkdir()
+    facts.dataset_id = None
+    write_card(I2VForVideoClassification(config), tmp_path / "local", facts)
+    assert not (tmp_path / "local" / ".eval_results").exists()  # a folder of videos has no leaderboard
+
+
+def test_the_licence_of_the_base_is_asked_for(monkeypatch, caplog):
+    config = I2VConfig(image_config=tiny_image_model("clip").config, num_frames=4, base_model="user/base")
+    model, facts = I2VForVideoClassification(config), CardFacts(measure_latency=False)
+    tags = {"user/base": ["license:mit", "vision"]}
+    monkeypatch.setattr(HfApi, "model_info", lambda self, name, timeout: ModelInfo(id=name, tags=tags.get(name, [])))
+    assert create_card(model, facts, "me/model").data.license == "mit"
+    assert create_card(model, facts).data.license == "other"  # a card for no repository asks nobody
+    facts.license = "apache-2.0"
+    assert create_card(model, facts, "me/model").data.license == "apache-2.0"
+    tags.clear()
+    facts.license = None
+    with caplog.at_level("WARNING"):
+        logging.getLogger("hf_i2v").addHandler(caplog.handler)
+        assert create_card(model, facts, "me/model").data.license == "other"
+    assert "The licence of user/base is not known" in caplog.text and "license=" in caplog.text

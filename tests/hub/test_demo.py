@@ -26,12 +26,12 @@ CHROMIUM = shutil.which("chromium")
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture
-def demo(tmp_path):
-    """The address of a running demo, and the folder of its model."""
+@pytest.fixture(params=[4, 32])
+def demo(request, tmp_path):
+    """The address of a running demo, the folder of its model, and how many frames that takes."""
     tiny_image_model("clip").save_pretrained(tmp_path / "image")
     labels = {0: "<b>left</b>", 1: "right", 2: "up"}  # a label is text, never markup
-    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, id2label=labels)
+    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=request.param, id2label=labels)
     merged = randomize_adapter(get_peft_model(model, ZeroI2VConfig())).eval().merge_and_unload()
     merged.save_pretrained(tmp_path / "model")
     with socket.socket() as free:
@@ -55,14 +55,14 @@ def demo(tmp_path):
                 except OSError:
                     assert process.poll() is None, process.stdout.read().decode()[-2000:]
                     time.sleep(0.5)
-            yield f"http://127.0.0.1:{port}", tmp_path / "model"
+            yield f"http://127.0.0.1:{port}", tmp_path / "model", request.param
         finally:
             process.terminate()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium")
 def test_upload(demo, video, tmp_path):
-    address, model = demo
+    address, model, num_frames = demo
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video at all")
     rows = pipeline("video-classification", model=str(model))(str(video))
@@ -73,11 +73,19 @@ def test_upload(demo, video, tmp_path):
         page.set_input_files("input[type=file]", str(video))
         page.wait_for_selector("text=/^[+-][0-9.]+ %$/", timeout=60_000)
         text = page.inner_text("body")
-        assert len(re.findall(r"^[+-][\d.]+ %$", text, re.MULTILINE)) == 4
+        assert len(re.findall(r"^[+-][\d.]+ %$", text, re.MULTILINE)) == num_frames
+        pictures, captions = page.locator(".frames img"), page.locator(".frames figcaption")
+        assert pictures.count() == captions.count() == num_frames
+        around = page.locator(".frames").bounding_box()
+        for number in range(num_frames):  # whole and not hidden: each in its place, none in a box that scrolls
+            box, below = pictures.nth(number).bounding_box(), captions.nth(number).bounding_box()
+            assert box["width"] / box["height"] == pytest.approx(44 / 28, rel=0.02)
+            assert box["y"] + box["height"] <= below["y"] + 1
+            assert below["y"] + below["height"] <= around["y"] + around["height"] + 1
         shown = re.findall(r"^(<b>left</b>|right|up)\n(\d+)%$", text, re.MULTILINE)
         assert shown == [(row["label"], f"{100 * row['score']:.0f}") for row in rows]
         page.reload()
         page.set_input_files("input[type=file]", str(broken))
-        page.wait_for_selector("text=cannot be read", timeout=60_000)
+        page.wait_for_selector("text=/This video cannot be read. broken.mp4: not a video file/", timeout=60_000)
         assert str(tmp_path) not in page.inner_text("body")
         browser.close()

@@ -1,19 +1,35 @@
 """Exported programs give PyTorch's logits, for any number of clips."""
 
+import json
 import math
 import re
 import zipfile
 
 import pytest
+import torch
 from peft import get_peft_model
 from tiny import randomize_adapter, tiny_image_model
 
 from hf_i2v import AIMConfig, I2VForVideoClassification, InTIConfig, STAdapterConfig, ZeroI2VConfig
-from hf_i2v.export import OnnxClassifier, accuracy, export_onnx, export_program, largest_difference, main
+from hf_i2v.data import Preprocessing
+from hf_i2v.export import (
+    OnnxClassifier,
+    export_onnx,
+    export_program,
+    largest_difference,
+    main,
+    save_program,
+    validation_clips,
+)
+
+CROP = 24  # the tiny models' position embeddings are made for 16 or 40
 
 
-def video_model(tmp_path, config, backbone="clip", num_hidden_layers=3):
-    tiny_image_model(backbone, num_hidden_layers=num_hidden_layers).save_pretrained(tmp_path / "image")
+def video_model(tmp_path, config, backbone="clip", **changes):
+    tiny_image_model(backbone, **changes).save_pretrained(tmp_path / "image")
+    if backbone == "dinov2":  # takes pictures of any size
+        pixels = Preprocessing(CROP, (0.5,) * 3, (0.5,) * 3, "bicubic")
+        pixels.image_processor().save_pretrained(tmp_path / "image")
     labels = {0: "first", 1: "second"}
     model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, id2label=labels)
     model = randomize_adapter(get_peft_model(model, config)).eval()
@@ -23,7 +39,7 @@ def video_model(tmp_path, config, backbone="clip", num_hidden_layers=3):
 def test_the_command(tmp_path, video, capsys):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    model = video_model(tmp_path, ZeroI2VConfig(), num_hidden_layers=1)
+    model = video_model(tmp_path, ZeroI2VConfig(), "dinov2", num_hidden_layers=1, image_size=40)
     model.save_pretrained(tmp_path / "model")
     folder = tmp_path / "validation" / "first"
     folder.mkdir(parents=True)
@@ -44,9 +60,33 @@ def test_the_command(tmp_path, video, capsys):
     assert b".py" not in content  # no place in a file of this machine
     assert [match[2] for match in top1] == ["PyTorch", "model.pt2", "model.onnx", "model.int8.onnx"]
     assert top1[0][1] == top1[2][1]
+    described = json.loads((tmp_path / "exported" / "model.json").read_text())
+    assert described["labels"] == ["first", "second"] and described["preprocessing"]["size"] == CROP
+    assert described["pixel_values"] == ["batch", 4, 3, CROP, CROP]
+    for name in ("model.onnx", "model.int8.onnx"):
+        session = OnnxClassifier(tmp_path / "exported" / name).session
+        assert session.get_inputs()[0].shape[1:] == described["pixel_values"][1:]
+        own = session.get_modelmeta().custom_metadata_map
+        assert {key: json.loads(own[key]) for key in described} == described
+    extra = {"model.json": ""}
+    torch.export.load(tmp_path / "exported" / "model.pt2", extra_files=extra)
+    assert json.loads(extra["model.json"]) == described
     folder.rename(folder.with_name("third"))
     with pytest.raises(ValueError, match=r"has folders \['third'\]"):
-        accuracy(lambda clips: None, model, folder.parent)
+        validation_clips(model, folder.parent)
+    model.config.preprocessing = None
+    with pytest.raises(ValueError, match="no preprocessing"):
+        validation_clips(model, folder.parent)
+
+
+def test_a_program_is_as_large_as_its_model(tmp_path):
+    model = video_model(tmp_path, ZeroI2VConfig(), num_hidden_layers=1, image_size=160)  # 2.5 MB of example clips
+    program = export_program(model)
+    save_program(program, tmp_path / "model.pt2")
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert (tmp_path / "model.pt2").stat().st_size < weights + 500_000
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    assert largest_difference(loaded, model) <= 1e-5
 
 
 @pytest.mark.parametrize("config", [STAdapterConfig(adapter_width=8) + InTIConfig(insert_before=[1]), AIMConfig()])
@@ -74,3 +114,13 @@ def test_a_difference_that_is_not_finite_shows(tmp_path):
     for batch_size, value in broken.items():
         difference = largest_difference(lambda x: model(x).logits * (value if len(x) == batch_size else 1), model)  # noqa: B023
         assert math.isnan(difference)
+
+
+@pytest.mark.parametrize("difference", [math.nan, math.inf, 1e-3])
+def test_the_command_does_not_pass_a_program_that_differs(tmp_path, monkeypatch, difference):
+    video_model(tmp_path, ZeroI2VConfig(), num_hidden_layers=1).save_pretrained(tmp_path / "model")
+    for name in ("export_onnx", "OnnxClassifier"):
+        monkeypatch.setattr(f"hf_i2v.export.{name}", lambda *args, **kwargs: None)
+    monkeypatch.setattr("hf_i2v.export.largest_difference", lambda run, model: difference)
+    with pytest.raises(SystemExit, match=r"model\.pt2 differs by more than 0\.0001: do not use it"):
+        main([str(tmp_path / "model"), str(tmp_path / "exported")])

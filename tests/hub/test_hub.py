@@ -76,7 +76,7 @@ def test_an_interrupted_upload_goes_on_where_it_stopped(hub, pushed):
 @pytest.fixture(scope="module")
 def used_with_hf_i2v(hub, pushed, run_user, video):
     hub.log.clear()
-    return run_user("user_with_hf_i2v.py", pushed[0], video)[0]
+    return run_user("user_with_hf_i2v.py", pushed[0], video, TOKEN)[0]
 
 
 def test_with_hf_i2v(hub, pushed, used_with_hf_i2v):
@@ -91,6 +91,8 @@ def test_with_hf_i2v(hub, pushed, used_with_hf_i2v):
     row = next(csv.DictReader((folder / "predictions.csv").open()))
     assert row["class1"] == max(result["pipeline"], key=result["pipeline"].get)
     assert result["refused"] == 401 and "tester/without-a-token" not in hub.repositories
+    assert "model.safetensors" in hub.repositories["tester/with-a-token"].files
+    assert "last-checkpoint/state" in hub.repositories["tester/run-with-a-token"].files
 
 
 def test_without_hf_i2v(hub, pushed, run_user, video, used_with_hf_i2v):
@@ -100,6 +102,10 @@ def test_without_hf_i2v(hub, pushed, run_user, video, used_with_hf_i2v):
     assert result["pipeline"] == result["again"] == used_with_hf_i2v["pipeline"]
     assert "tester/merged" not in (folder / "again" / "config.json").read_text()  # all that it needs is beside it
     assert result["feature"] == [2, 32]
+    for found, expected in zip(
+        result["broken"], ("missing: classifier.bias", "is refused: it names", ">= 1"), strict=True
+    ):
+        assert expected in found
     assert "trust_remote_code" in result["refusals"][0] and len(result["refusals"]) == 3
     assert "not a valid model identifier" in result["refusals"][1]  # private, and this user has no token
     assert set(hub.repositories["tester/private"].files) == set(hub.repositories["tester/merged"].files)

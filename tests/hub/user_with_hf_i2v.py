@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification,
 
 import hf_i2v
 from hf_i2v.data import ClipLoader, VideoClips, eval_transform, load_video_folder, preprocessing_from_pretrained
-from hf_i2v.hub import push_to_hub
+from hf_i2v.hub import CheckpointUploads, push_to_hub
 from hf_i2v.training.evaluation import predict, write_predictions
 
 torch.set_num_threads(1)
-folder, video = map(Path, sys.argv[1:])
+folder, video, token = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]  # a token that is stored nowhere
 expected = load_file(folder / "logits.safetensors")
 pixels = expected["pixels"]
 differences = {}
@@ -48,6 +48,13 @@ try:
     refused = None
 except HfHubHTTPError as error:
     refused = error.response.status_code
+push_to_hub(model, "tester/with-a-token", token=token)
+checkpoint = folder / "checkpoint-1"
+checkpoint.mkdir()
+(checkpoint / "state").write_text("1")
+uploads = CheckpointUploads("tester/run-with-a-token", token=token)
+uploads.start(checkpoint, "step 1")
+uploads.wait()
 print(
     json.dumps(
         {

@@ -1,0 +1,277 @@
+"""Plant small faults in the package, one at a time, and see whether the nearest tests notice.
+
+    python benchmarks/mutants.py --max_mutants 200 --jobs 2         # goes on where it stopped
+
+Each mutant is one change of the syntax tree (a comparison turned, a sign, a number plus one, a condition negated, a
+call left out, a keyword dropped …). They are drawn evenly over the modules of `NEAREST`, the same for a seed.
+Tests run in a copy of the checkout, so that the checkout itself is never touched, each with a time limit. Every result
+is a row of `mutants.csv` beside this script at once; one whose row is there is not run again.
+
+- noticed: a test failed. late: the tests took too long, which would be noticed. unnoticed: all tests passed.
+- broken: the tests fail without any fault; nothing is known then.
+"""
+
+import argparse
+import ast
+import copy
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+
+ROOT = Path(__file__).parent.parent
+METHODS = ("tests/test_methods.py", "tests/test_golden.py")
+RUNS = ("tests/test_checkpoints.py",)
+NEAREST = {  # module → tests that stand nearest, the fastest first
+    "hf_i2v/methods/site.py": ("tests/test_outside_methods.py",),
+    "hf_i2v/methods/config.py": ("tests/test_tuner.py", *METHODS),
+    "hf_i2v/methods/stdha.py": ("tests/test_zeroi2v.py", *METHODS),
+    "hf_i2v/methods/linear_adapter.py": ("tests/test_zeroi2v.py", *METHODS),
+    "hf_i2v/methods/st_adapter.py": METHODS,
+    "hf_i2v/methods/aim.py": METHODS,
+    "hf_i2v/methods/inti.py": METHODS,
+    "hf_i2v/methods/m_adapter.py": (*METHODS, "tests/test_feature_cache.py"),
+    "hf_i2v/frames.py": ("tests/test_zeroi2v.py", *METHODS),
+    "hf_i2v/block.py": (*METHODS, "tests/test_zeroi2v.py", "tests/test_tuner.py"),
+    "hf_i2v/merging.py": ("tests/test_zeroi2v.py", "tests/test_tuner.py", "tests/test_methods.py"),
+    "hf_i2v/video.py": ("tests/test_modeling.py", *METHODS, "tests/test_citizen.py"),
+    "hf_i2v/data/sampling.py": ("tests/data/test_sampling.py",),
+    "hf_i2v/data/loader.py": ("tests/data/test_loader.py",),
+    "hf_i2v/untrusted.py": ("tests/hub/test_safety.py",),
+    "hf_i2v/training/checkpoints.py": RUNS,
+    "hf_i2v/training/state.py": RUNS,
+    "hf_i2v/training/evaluation.py": ("tests/test_evaluation.py",),
+    "hf_i2v/counting.py": ("tests/test_cost.py",),
+    "hf_i2v/cost.py": ("tests/test_cost.py",),
+}
+COLUMNS = ("mutant", "verdict", "seconds", "module", "line", "change")
+SWAPPED = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Add,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv,
+    ast.Pow: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+
+
+def mutations(node: ast.AST) -> Iterator[ast.AST | None]:
+    """What may stand in the place of a node; None: nothing."""
+    other = copy.deepcopy(node)
+    if isinstance(node, ast.BinOp) and type(node.op) in SWAPPED and not _is_text(node):
+        other.op = SWAPPED[type(node.op)]()
+        yield other
+    elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPPED:
+        other.ops[0] = SWAPPED[type(node.ops[0])]()
+        yield other
+    elif isinstance(node, ast.BoolOp):
+        other.op = SWAPPED[type(node.op)]()
+        yield other
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not)):
+        yield other.operand
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield ast.Constant(not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
+        yield ast.Constant(node.value + 1)
+    elif isinstance(node, (ast.If, ast.While, ast.IfExp)):
+        other.test = ast.UnaryOp(ast.Not(), other.test)
+        yield other
+    elif isinstance(node, ast.Call) and node.keywords:
+        other.keywords.pop()
+        yield other
+    elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
+        yield ast.Return(ast.Constant(None))
+    elif isinstance(node, (ast.AugAssign, ast.Break, ast.Continue)) or _is_left_out(node):
+        yield ast.Pass()
+    elif isinstance(node, ast.Slice) and node.lower is not None:
+        other.lower = None
+        yield other
+
+
+def _is_text(node: ast.BinOp) -> bool:
+    return any(
+        isinstance(n, (ast.JoinedStr, ast.BitOr)) or isinstance(getattr(n, "value", 0), str) for n in ast.walk(node)
+    )
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _is_left_out(node: ast.stmt) -> bool:
+    """A statement without which the function goes on: a call, or a value put into an attribute or a list."""
+    if isinstance(node, ast.Assign):
+        return not any(isinstance(target, (ast.Name, ast.Tuple)) for target in node.targets)
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+
+
+class Mutator(ast.NodeTransformer):
+    """Goes through a module in order and puts mutation number `chosen` in its place; counts them all."""
+
+    def __init__(self, chosen: int = -1):
+        self.chosen, self.count, self.change = chosen, 0, ("", 0)
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, (ast.JoinedStr, ast.Raise, ast.Import, ast.ImportFrom, ast.Assert)):
+            return node  # messages
+        for other in mutations(node):
+            if self.count == self.chosen:
+                self.change = (f"{_short(node)} → {_short(other)}", node.lineno)
+                self.count += 1
+                return ast.fix_missing_locations(ast.copy_location(other, node))
+            self.count += 1
+        if isinstance(node, ast.FunctionDef):  # neither types nor decorators
+            node.body = [self.visit(child) for child in node.body]
+            return node
+        if isinstance(node, ast.AnnAssign):
+            node.value = node.value and self.visit(node.value)
+            return node
+        return self.generic_visit(node)
+
+
+def _short(node: ast.AST) -> str:
+    return " ".join(ast.unparse(node).split())[:90]
+
+
+def mutated(source: str, chosen: int) -> tuple[str, str, int]:
+    """A module's text with one mutation, what it is, and its line."""
+    mutator = Mutator(chosen)
+    tree = mutator.visit(ast.parse(source))
+    return ast.unparse(tree), *mutator.change
+
+
+def chosen_mutants(modules: list[str], count: int, seed: int) -> list[tuple[str, int]]:
+    """(module, number) of the mutants to try, as evenly over the modules as they allow."""
+    queues = []
+    for module in modules:
+        counter = Mutator()
+        counter.visit(ast.parse((ROOT / module).read_text()))
+        numbers = list(range(counter.count))
+        random.Random(f"{seed} {module}").shuffle(numbers)
+        queues.append([(module, number) for number in numbers])
+    rounds = (queue[i] for i in range(max(map(len, queues))) for queue in queues if i < len(queue))
+    return [mutant for mutant, _ in zip(rounds, range(count), strict=False)]
+
+
+class Copies:
+    """Copies of the checkout, one for each test run at a time."""
+
+    def __init__(self, count: int):
+        self._folder = tempfile.TemporaryDirectory()
+        self.free = SimpleQueue()
+        ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "*.egg-info")
+        for number in range(count):
+            place = Path(self._folder.name) / str(number)
+            shutil.copytree(ROOT, place, ignore=ignored)
+            self.free.put(place)
+
+    def run_tests(self, module: str, text: str | None, tests: tuple[str, ...], seconds: float) -> tuple[str, float]:
+        """The verdict of the tests with another text of a module (None: its own), and how long they took."""
+        place = self.free.get()
+        file, whole = place / module, (place / module).read_text()
+        command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests]
+        environment = os.environ | {"PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
+        started = time.monotonic()
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        try:
+            file.write_text(ast.unparse(ast.parse(whole)) if text is None else text)
+            process = subprocess.Popen(command, cwd=place, env=environment, start_new_session=True, **quiet)
+            try:
+                verdict = "noticed" if process.wait(seconds) else "unnoticed"
+            except subprocess.TimeoutExpired:
+                verdict = "late"
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # and what the tests have started
+                process.wait()
+        finally:
+            file.write_text(whole)
+            self.free.put(place)
+        return verdict, time.monotonic() - started
+
+
+def read_rows(file: Path) -> list[dict]:
+    if not file.exists():
+        return []
+    with open(file, newline="") as text:
+        return list(csv.DictReader(text))
+
+
+def main(argv: list[str] | None = None) -> Counter:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("modules", nargs="*", help="paths as in NEAREST, or parts of them; default: all")
+    parser.add_argument("--max_mutants", type=int, default=200, help="over all modules")
+    parser.add_argument("--jobs", type=int, default=1, help="test runs at a time")
+    parser.add_argument("--seconds", type=float, default=900, help="time limit of a test run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_file", type=Path, default=Path(__file__).with_suffix(".csv"))
+    args = parser.parse_args(argv)
+    wanted = args.modules or [""]
+    modules = [m for m in NEAREST if (ROOT / m).exists() and any(part in m for part in wanted)]
+    if not modules:
+        parser.error(f"{args.modules} is no part of {', '.join(NEAREST)}")
+    rows = read_rows(args.output_file)
+    done = {row["mutant"] for row in rows}
+    todo = [m for m in chosen_mutants(modules, args.max_mutants, args.seed) if f"{m[0]}:{m[1]}" not in done]
+    copies, writing = Copies(args.jobs), threading.Lock()
+    sources = {module: (ROOT / module).read_text() for module in modules}
+    whole: dict[str, str] = {}  # module → the verdict of its tests without a fault
+
+    once = list(dict.fromkeys(module for module, _ in todo))
+    tests_of = {m: tuple(test for test in NEAREST[m] if (ROOT / test).exists()) for m in once}
+
+    def add(row: tuple) -> None:
+        with writing:
+            is_new = not args.output_file.exists()
+            with open(args.output_file, "a", newline="") as text:
+                writer = csv.writer(text, lineterminator="\n")
+                writer.writerows([COLUMNS] * is_new + [row])
+            print(*row, flush=True)
+
+    def try_one(mutant: tuple[str, int]) -> None:
+        module, number = mutant
+        text, change, line = mutated(sources[module], number)
+        if whole[module] != "unnoticed":
+            verdict, seconds = "broken", 0
+        else:
+            verdict, seconds = copies.run_tests(module, text, tests_of[module], args.seconds)
+        add((f"{module}:{number}", verdict, round(seconds), module, line, change))
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        results = {t: pool.submit(copies.run_tests, once[0], None, t, args.seconds) for t in set(tests_of.values())}
+        whole.update((module, results[tests].result()[0]) for module, tests in tests_of.items())
+        list(pool.map(try_one, todo))
+    counts = Counter(row["verdict"] for row in read_rows(args.output_file))
+    print(dict(counts))
+    return counts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""The attentive probe of V-JEPA 2's evaluation: a few attention blocks on the frozen model's last tokens.
+
+Paper: V-JEPA 2 (arXiv 2506.09985), section 4.1, in the form of its released code. On all patch tokens x of all frames,
+after the final norm, `num_blocks` pre-norm blocks, then one cross-attention with a learned query q:
+
+    x ← x + W_o attention(LN x);   x ← x + MLP(LN x)
+    y = q + attention(q, LN x);    y ← y + MLP(LN y)        no norm before this query, no projection after
+
+y is the clip feature. The released probes count the cross-attention as a block (`num_probe_blocks: 4` is 3 here).
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..backbones import Backbone
+from .branch import Branch
+from .config import I2VTunerConfig
+
+INIT_STD = 0.02
+
+
+def attention(q_BND: torch.Tensor, k_BND: torch.Tensor, v_BND: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Attention of several heads, without projections: (B, N, D) each, of q another N."""
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q_BND, k_BND, v_BND))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def attend_once(
+    q_BD: torch.Tensor, x_BND: torch.Tensor, key: nn.Linear, value: nn.Linear, num_heads: int
+) -> torch.Tensor:
+    """What one projected query per clip finds in tokens x: attention(q, key(x), value(x)), (B, D).
+
+    Keys and values of the tokens are never made: q·(W x + b) = (Wᵀq)·x + q·b; and the weights of a head sum to 1, so
+    Σ w (W x + b) = W (Σ w x) + b. That is 2·H·D products a token in place of 2·D².
+    """
+    q_BHK = q_BD.unflatten(-1, (num_heads, -1))
+    query_BHD = torch.einsum("bhk,hkd->bhd", q_BHK, key.weight.unflatten(0, (num_heads, -1)))
+    constant_BH = torch.einsum("bhk,hk->bh", q_BHK, key.bias.unflatten(0, (num_heads, -1)))
+    logits_BHN = query_BHD @ x_BND.mT + constant_BH[..., None]
+    weights_BHN = (logits_BHN * q_BHK.shape[-1] ** -0.5).softmax(-1)
+    mean_BHD = weights_BHN @ x_BND
+    v_BHK = torch.einsum("bhd,hkd->bhk", mean_BHD, value.weight.unflatten(0, (num_heads, -1)))
+    return v_BHK.flatten(1) + value.bias
+
+
+def mlp(width: int, ratio: float) -> nn.Sequential:
+    hidden = int(width * ratio)
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+class SelfAttentionBlock(nn.Module):
+    """A pre-norm transformer block on (B, N, D)."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = mlp(width, mlp_ratio)
+
+    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        x_BND = x_BND + self.out(attention(*self.qkv(self.norm1(x_BND)).chunk(3, dim=-1), self.num_heads))
+        return x_BND + self.mlp(self.norm2(x_BND))
+
+
+class CrossAttentionBlock(nn.Module):
+    """A learned query that reads tokens, (B, N, D) → (B, D)."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.empty(width))
+        self.norm1 = nn.LayerNorm(width)
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = mlp(width, mlp_ratio)
+        nn.init.trunc_normal_(self.query, std=INIT_STD)
+
+    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        q_BD = self.q(self.query).expand(x_BND.shape[0], -1)  # a symbol in an exported graph, unlike len()
+        y_BD = self.query + attend_once(q_BD, self.norm1(x_BND), self.k, self.v, self.num_heads)
+        return y_BD + self.mlp(self.norm2(y_BD))
+
+
+class AttentiveProbe(nn.Module):
+    """Tokens (B, N, D) → a feature (B, D), V-JEPA 2's `AttentivePooler` with one query.
+
+    Weights start as there: normal with 0.02, biases zero, and what enters the residual stream of block i (from 1 on)
+    divided by √(2 i).
+
+    Args:
+        width: D.
+        num_heads: of all attentions; must divide `width`.
+        num_blocks: self-attention blocks before the cross-attention.
+    """
+
+    def __init__(self, width: int, *, num_heads: int, num_blocks: int = 3, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.blocks = nn.ModuleList(SelfAttentionBlock(width, num_heads, mlp_ratio) for _ in range(num_blocks))
+        self.pool = CrossAttentionBlock(width, num_heads, mlp_ratio)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=INIT_STD)
+                nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            for i, block in enumerate(self.blocks, start=1):
+                block.out.weight /= math.sqrt(2 * i)
+                block.mlp[-1].weight /= math.sqrt(2 * i)
+            self.pool.mlp[-1].weight /= math.sqrt(2 * max(1, num_blocks))
+
+    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x_BND = block(x_BND)
+        return self.pool(x_BND)
+
+    @classmethod
+    def from_vjepa2_state_dict(cls, state_dict: dict[str, torch.Tensor], *, num_heads: int) -> "AttentiveProbe":
+        """The probe with the weights of one of V-JEPA 2's released attentive classifiers.
+
+        Args:
+            state_dict: of an `AttentiveClassifier` or its pooler. Prefixes up to `pooler.` and the classifier's own
+                weights (`linear.*`) are passed over.
+            num_heads: 16 in all released probes.
+
+        Raises:
+            ValueError: weights are missing, left over or of another shape.
+        """
+        released = {
+            name.rpartition("pooler.")[2]: value for name, value in state_dict.items() if "linear." not in name
+        }
+        if "query_tokens" not in released or released["query_tokens"].shape[:2] != (1, 1):
+            raise ValueError(
+                f"This is no attentive probe of V-JEPA 2 with one query: query_tokens of (1, 1, D) is not among "
+                f"{sorted(released)[:3]} …"
+            )
+        depth = 1 + max((int(name.split(".")[1]) for name in released if name.startswith("blocks.")), default=-1)
+        query = released.pop("query_tokens").flatten()
+        ours = {"pool.query": query}
+        for name, value in released.items():
+            for theirs, own in (
+                ("attn.qkv.", "qkv."),
+                ("attn.proj.", "out."),
+                ("mlp.fc1.", "mlp.0."),
+                ("mlp.fc2.", "mlp.2."),
+                ("cross_attention_block.", "pool."),
+                ("xattn.", ""),
+            ):
+                name = name.replace(theirs, own)
+            if name.startswith("pool.kv."):
+                for part, half in zip("kv", value.chunk(2), strict=True):
+                    ours[name.replace(".kv.", f".{part}.")] = half
+            else:
+                ours[name] = value
+        hidden = ours["pool.mlp.0.weight"].shape[0] if "pool.mlp.0.weight" in ours else 4 * len(query)
+        probe = cls(len(query), num_heads=num_heads, num_blocks=depth, mlp_ratio=hidden / len(query))
+        try:
+            probe.load_state_dict(ours)
+        except RuntimeError as error:
+            raise ValueError(f"These weights are not those of an attentive probe of V-JEPA 2: {error}") from error
+        return probe
+
+
+def nearest_num_heads(wanted: int, width: int) -> int:
+    """The number of heads nearest to `wanted` that divides `width`; the larger of two."""
+    return min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: (abs(h - wanted), -h))
+
+
+class LastTokensBranch(Branch):
+    """A branch that reads the patch tokens that leave the model, after the final norm."""
+
+    reads_final_norm = True
+
+    def __init__(self, num_blocks_of_model: int, num_prefix_tokens: int):
+        super().__init__()
+        self.levels = [num_blocks_of_model - 1]
+        self.num_prefix_tokens = num_prefix_tokens
+
+    def read(self, x_MND: torch.Tensor) -> torch.Tensor:
+        return x_MND[:, self.num_prefix_tokens :]
+
+
+class AttentiveProbeBranch(LastTokensBranch):
+    """All patch tokens of a clip through an `AttentiveProbe`."""
+
+    def __init__(self, config: "AttentiveProbeConfig", backbone: Backbone):
+        super().__init__(len(backbone.blocks), backbone.num_prefix_tokens)
+        self.probe = AttentiveProbe(
+            backbone.hidden_size,
+            num_heads=config.num_heads,
+            num_blocks=config.num_blocks,
+            mlp_ratio=config.mlp_ratio,
+        )
+
+    def forward(self, levels_LBTPD: torch.Tensor, feature_BD: torch.Tensor) -> torch.Tensor:
+        x_BND = levels_LBTPD[0].flatten(1, 2).to(self.probe.pool.query.dtype)
+        return self.probe(x_BND).to(feature_BD.dtype)
+
+
+@dataclass
+class ProbeConfig(I2VTunerConfig):
+    """What the configurations of probes share: a branch that reads the last block, and adapts none.
+
+    Args:
+        num_heads: of all attentions. Default: 16, or what divides the model's width and is nearest to it.
+    """
+
+    why_alone = "reads an unchanged frozen model, which the others change"
+    has_branch = True
+
+    num_heads: int | None = field(
+        default=None, metadata={"help": "Attention heads. None: 16, or the nearest that divides the width."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.layers_to_transform is not None:
+            raise ValueError(f"{self.title} reads the last block, and adapts none: leave out layers_to_transform.")
+
+    def resolve(self, backbone: Backbone) -> None:
+        super().resolve(backbone)
+        width = backbone.hidden_size
+        if self.num_heads is None:
+            self.num_heads = nearest_num_heads(16, width)
+        if self.num_heads < 1 or width % self.num_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must divide the model's width {width}, as "
+                f"{nearest_num_heads(self.num_heads, width)} does."
+            )
+
+    def adapts(self, layer: int) -> bool:
+        return False
+
+
+@dataclass
+class AttentiveProbeConfig(ProbeConfig):
+    """Configuration of V-JEPA 2's attentive probe (arXiv 2506.09985): that of `ProbeConfig`, and
+
+    Args:
+        num_blocks: self-attention blocks before the cross-attention; V-JEPA 2's evaluation has 3.
+        mlp_ratio: hidden width of the MLPs over the model's width.
+    """
+
+    method_name = "attentive_probe"
+    title = "Attentive probe"
+    paper = "arXiv 2506.09985"
+
+    num_blocks: int = field(default=3, metadata={"help": "Self-attention blocks before the cross-attention."})
+    mlp_ratio: float = field(default=4.0, metadata={"help": "Hidden width of the MLPs over the model's width."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_blocks < 0 or not self.mlp_ratio > 0:
+            raise ValueError(f"num_blocks ({self.num_blocks}) must be >= 0, and mlp_ratio ({self.mlp_ratio}) > 0")
+
+    def branch_module(self, backbone: Backbone) -> Branch:
+        return AttentiveProbeBranch(self, backbone)

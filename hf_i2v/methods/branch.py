@@ -1,0 +1,57 @@
+"""A side branch: a method that reads a frozen model and leaves it as it is.
+
+The frozen model runs without a graph. What the branch reads of it depends on the clip alone, so it can be computed
+once and come from a cache ever after (`hf_i2v.feature_cache`).
+"""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import nn
+
+
+class FrozenFeatures(NamedTuple):
+    """What the frozen part of a model makes of clips, in the place of their pixels. Unused fields are None."""
+
+    levels: torch.Tensor | None = None  # what a side branch reads, (L, B, T, P, D)
+    feature: torch.Tensor | None = None  # the frozen model's clip feature, (B, D)
+    entering: torch.Tensor | None = None  # what enters the block `first_block`, (B, T, N, D)
+    first_block: int | None = None
+    image_size: tuple[int, int] | None = None  # height and width of the frames that `entering` was made from
+
+    def to(self, *args, **kwargs) -> "FrozenFeatures":
+        """All tensors moved, as by `torch.Tensor.to`."""
+        return FrozenFeatures(*(x.to(*args, **kwargs) if isinstance(x, torch.Tensor) else x for x in self))
+
+
+class Branch(nn.Module):
+    """The module of a method with `has_branch`. Subclass it and write `forward`, and `read` if it keeps less.
+
+    Attributes:
+        levels: indices of the blocks whose outputs it reads.
+        reads_final_norm: whether all that it reads goes through the model's final norm first.
+        num_prefix_tokens: CLS and register tokens, which stand before the patches.
+    """
+
+    reads_final_norm: ClassVar[bool] = False
+    levels: list[int]
+    num_prefix_tokens: int
+
+    def read(self, x_MND: torch.Tensor) -> torch.Tensor:
+        """One level's tokens → what the branch needs of them, (M, P, D); no gradient, no parameter of the branch."""
+        return x_MND
+
+    def reading(self) -> dict:
+        """What `read` depends on besides the tokens: a cache made with other values is not the branch's."""
+        return {"levels": self.levels}
+
+    def forward(self, levels_LBTPD: torch.Tensor, feature_BD: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            levels_LBTPD: what was read of each level, maybe in a cache's dtype.
+            feature_BD: the frozen model's clip feature.
+
+        Returns:
+            The clip feature that takes its place, (B, D).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward.")

@@ -1,0 +1,59 @@
+"""STEP: a probe that knows the order of the frames, with one attention and nothing after it.
+
+Paper: STEP (arXiv 2503.24298). Public are its three parts: a learned position embedding per frame, one CLS token for
+the whole clip, and an attention block without most of its parameters. The inside of that block is ours: no MLP, and
+queries from the CLS token alone, because nothing else is read:
+
+    z = (c, x_{t,i} + p_t);    y = c + W_o attention(LN c, LN z)         x: patch tokens after the final norm
+
+y is the clip feature, with 4 D² parameters where a transformer block has 12 D².
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..backbones import Backbone
+from ..frames import over_frames
+from .attentive_probe import INIT_STD, LastTokensBranch, ProbeConfig, attend_once
+from .branch import Branch
+
+
+class STEPBranch(LastTokensBranch):
+    """Patch tokens of a clip → its feature (B, D)."""
+
+    def __init__(self, config: "STEPConfig", backbone: Backbone):
+        super().__init__(len(backbone.blocks), backbone.num_prefix_tokens)
+        width = backbone.hidden_size
+        self.num_heads = config.num_heads
+        self.cls = nn.Parameter(torch.empty(width))
+        self.position = nn.Parameter(torch.empty(config.num_frames, width))
+        self.norm = nn.LayerNorm(width)
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        for weight in (self.cls, self.position, *(linear.weight for linear in (self.q, self.k, self.v, self.out))):
+            nn.init.trunc_normal_(weight, std=INIT_STD)
+        for linear in (self.q, self.k, self.v, self.out):
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, levels_LBTPD: torch.Tensor, feature_BD: torch.Tensor) -> torch.Tensor:
+        x_BTPD = levels_LBTPD[0].to(self.cls.dtype)
+        position_TD = over_frames(self.position, x_BTPD.shape[1])
+        x_BND = (x_BTPD + position_TD[:, None]).flatten(1, 2)
+        z_BND = self.norm(torch.cat((self.cls.expand(x_BND.shape[0], 1, -1), x_BND), dim=1))
+        y_BD = attend_once(self.q(z_BND[:, 0]), z_BND, self.k, self.v, self.num_heads)
+        return (self.cls + self.out(y_BD)).to(feature_BD.dtype)
+
+
+@dataclass
+class STEPConfig(ProbeConfig):
+    """Configuration of STEP (arXiv 2503.24298; the attention block's inside is ours, see the module's text): that of
+    `ProbeConfig`.
+    """
+
+    method_name = "step"
+    title = "STEP"
+    paper = "arXiv 2503.24298"
+
+    def branch_module(self, backbone: Backbone) -> Branch:
+        return STEPBranch(self, backbone)
