@@ -25,7 +25,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
 from .media import DEFAULT_LIMITS, Clock, ReadLimits, VideoDecodeError, VideoSource, open_media, video_stream
-from .packets import Packets
+from .packets import HIDE_ERRORS, NEVER_SKIPPED, Packets
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,9 @@ class VideoReader:
     def _decode_parts(self, positions: list[int]) -> Iterator[tuple[av.VideoFrame, bool]]:
         """Frames from each key frame before a wanted packet up to that packet, and whether they are damaged."""
         context = self._fresh_decoder()
+        if context.name in HIDE_ERRORS:
+            context.options = {**context.options, "err_detect": "explode"}  # then only decoding everything can tell
+        skipped = "DEFAULT" if context.name in NEVER_SKIPPED else "NONREF"
         spans = sorted((self._packets.key_before(position), position) for position in positions)
         wanted = set(positions)
         packets, at, key = iter(()), 0, None
@@ -205,7 +208,7 @@ class VideoReader:
                 packets, at, key = self._packets.read(start), start, self._packets.pts[start]
             for packet in packets:
                 self._clock.check()
-                context.skip_frame = "DEFAULT" if at in wanted else "NONREF"
+                context.skip_frame = "DEFAULT" if at in wanted else skipped
                 for frame in context.decode(packet):
                     yield frame, self._is_damaged(frame, key)
                 at += 1

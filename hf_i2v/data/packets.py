@@ -25,6 +25,12 @@ _MAX_EMPTY_MPEG4 = 19
 # Where a slice is damaged, these show what was decoded before it, over key frames too, and do not mark it.
 _SHOW_THE_LAST = {"ffv1", "utvideo"}
 
+# Where the data of a picture end early, these show what its memory held before, and do not mark it.
+HIDE_ERRORS = {"hevc", "vvc"}
+
+# A picture that is not predicted from may still change the segments that later ones go by.
+NEVER_SKIPPED = {"vp7", "vp8"}
+
 # A picture is decoded at most this many before or after its turn to be shown; AV1 and VP9 hide pictures in between.
 _MAX_REORDERED = 64
 

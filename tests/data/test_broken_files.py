@@ -286,45 +286,52 @@ print(after[0] - before[0], after[1] - before[1])
     assert grown_kib < 8 * 1024 and more_files == 0
 
 
-def check_odd_video(row: dict, num_frames: int | None) -> str | None:
+def check_odd_video(row: dict, num_frames: int | None, seconds: float) -> str | None:
     """`check` in a worker, where the numbers of the videos say what reading them does."""
     check_videos = load_script("check_videos")
     number = int(Path(row["video"]["path"]).stem)
     if number in (3, 8):
         os._exit(1)
 
-    def open_video(row):
+    def open_video(row, limits):
         if number == 5:
             raise MemoryError("too large")
-        video = open_video_really(row)
+        if number == 10:
+            return open(os.open(row["video"]["path"], os.O_RDONLY)).read()  # a pipe that nobody writes to
+        video = open_video_really(row, limits=limits)
         frames = video.frames
         video.frames = lambda wanted: frames(wanted) if max(wanted) < 3 else 1 / 0  # three begin before 0.3 s
         return video
 
     open_video_really, check_videos.open_video = check_videos.open_video, open_video
     try:
-        return check_videos.check(row, num_frames)
+        return check_videos.check(row, num_frames, seconds)
     finally:
         check_videos.open_video = open_video_really
 
 
 def test_check_videos_goes_on(tmp_path, write_video, monkeypatch):
-    """After videos that kill the process, raise what nobody expects, or have nothing between start and end."""
+    """After videos that kill the process, raise what nobody expects, have nothing between start and end, or hang in a
+    call that Python cannot interrupt."""
     check_videos = load_script("check_videos")
     paths = [write_video(tmp_path / f"{i}.mp4", num_frames=5) for i in range(12)]  # of half a second
+    paths[10].unlink()
+    os.mkfifo(paths[10])
     lines = [f"{path},run,{9 if i == 7 else 0},{19 if i == 7 else 0.3}" for i, path in enumerate(paths)]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     monkeypatch.setattr(check_videos, "check", check_odd_video)
     output = tmp_path / "bad.jsonl"
     arguments = ["--train_file", tmp_path / "list.csv", "--output_file", output, "--num_workers", 2]
+    arguments += ["--video_timeout", 1]
     assert check_videos.main([str(argument) for argument in arguments]) == 1
     reasons = {bad["id"]: bad["reason"] for bad in map(json.loads, output.read_text().splitlines())}
-    killed = "decoding it kills the process"
+    killed = "decoding it kills the process, or one step of it takes longer than twice the 1 seconds of --video_timeout"
     assert reasons == {
         3: f"{paths[3]}: {killed}",
         5: f"{paths[5]}: MemoryError: too large",
         7: f"{paths[7]}: no frame between 9.0 and 19.0 seconds, the last one is shown at 0.40",
         8: f"{paths[8]}: {killed}",
+        10: f"{paths[10]}: {killed}",
     }
 
 
