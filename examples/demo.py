@@ -28,7 +28,7 @@ import gradio as gr  # reads its settings when it is imported
 import pandas as pd
 
 STYLE = """
-.frames {display: grid; gap: 8px; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr))}
+.frames {display: grid; gap: 8px; padding-top: 24px; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr))}
 .frames figure {margin: 0; text-align: center}
 .frames img {width: 100%}
 #video video {object-fit: contain; max-height: 240px}
