@@ -7,6 +7,7 @@ import logging
 import random
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from datasets import Dataset, DatasetDict, Features, Value, Video
 
 from hf_i2v.data import (
     ClipLoader,
+    ReadLimits,
     TooManyBadVideosError,
     VideoClips,
     VideoDecodeError,
@@ -392,3 +394,18 @@ def test_unusable_arguments(clips):
     }.items():
         with pytest.raises(ValueError, match=message):
             ClipLoader(clips, **dict(arguments))
+
+
+class Hanging:
+    """A transform that does not come back in time, as a call of FFmpeg may not."""
+
+    def __call__(self, frames_TCHW, generator):
+        time.sleep(1.5)
+        return frames_TCHW
+
+
+def test_a_worker_that_hangs_is_not_waited_for_without_end(paths):
+    clips = make_clips(paths)
+    clips = VideoClips(clips.dataset, num_frames=2, transform=Hanging(), train=False, limits=ReadLimits(seconds=0.2))
+    with pytest.raises(RuntimeError, match=r"timed out after 0\.4 seconds"):
+        next(iter(ClipLoader(clips, batch_size=1, num_workers=1, on_bad_video="skip")))
