@@ -174,6 +174,10 @@ def download(url: str, *, max_bytes: int = MAX_URL_BYTES, seconds: float = MAX_U
                     raise VideoDecodeError(f"{url}: more than {max_bytes} bytes, the most that are fetched")
                 if time.monotonic() > end:
                     raise VideoDecodeError(f"{url}: fetching it takes longer than {seconds:g} seconds")
+    except httpx.TimeoutException as error:
+        raise VideoDecodeError(
+            f"{url}: fetching it takes longer than {seconds:g} seconds (no answer within {seconds / 10:g})"
+        ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise VideoDecodeError(f"{url}: cannot be fetched ({type(error).__name__}: {error})") from error
     return bytes(content)
