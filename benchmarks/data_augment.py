@@ -26,21 +26,21 @@ from hf_i2v.data import ColorJitter, RandAugment, RandomResizedCrop, VideoReader
 SIZE, DRAWS = 224, 10
 
 
-def ours(frames_TCHW: torch.Tensor, squares_TCHW: torch.Tensor) -> dict[str, Callable]:
+def ours(frames_TChw: torch.Tensor, squares_TChw: torch.Tensor) -> dict[str, Callable]:
     return {
-        "random resized crop": lambda: RandomResizedCrop(SIZE)(frames_TCHW),
-        "colour jitter": lambda: ColorJitter(0.4, 0.4, 0.4)(squares_TCHW),
-        "RandAugment": lambda: RandAugment(2, 9)(squares_TCHW),
+        "random resized crop": lambda: RandomResizedCrop(SIZE)(frames_TChw),
+        "colour jitter": lambda: ColorJitter(0.4, 0.4, 0.4)(squares_TChw),
+        "RandAugment": lambda: RandAugment(2, 9)(squares_TChw),
     }
 
 
-def with_albumentations(frames_TCHW: torch.Tensor, squares_TCHW: torch.Tensor) -> dict[str, Callable]:
+def with_albumentations(frames_TChw: torch.Tensor, squares_TChw: torch.Tensor) -> dict[str, Callable]:
     import albumentations as A
     import cv2
 
     cv2.setNumThreads(0)
-    frames_THWC, squares_THWC = (
-        np.ascontiguousarray(clip_TCHW.permute(0, 2, 3, 1).numpy()) for clip_TCHW in (frames_TCHW, squares_TCHW)
+    frames_ThwC, squares_ThwC = (
+        np.ascontiguousarray(clip_TChw.permute(0, 2, 3, 1).numpy()) for clip_TChw in (frames_TChw, squares_TChw)
     )
     always = {"p": 1.0}
     operations = [
@@ -60,27 +60,27 @@ def with_albumentations(frames_TCHW: torch.Tensor, squares_TCHW: torch.Tensor) -
     jitter = A.Compose([A.ColorJitter(0.4, 0.4, 0.4, 0, **always)])
     rand_augment = A.Compose([A.SomeOf(operations, n=2, replace=True, p=1.0)])
     return {
-        "random resized crop": lambda: crop(images=frames_THWC),
-        "colour jitter": lambda: jitter(images=squares_THWC),
-        "RandAugment": lambda: rand_augment(images=squares_THWC),
+        "random resized crop": lambda: crop(images=frames_ThwC),
+        "colour jitter": lambda: jitter(images=squares_ThwC),
+        "RandAugment": lambda: rand_augment(images=squares_ThwC),
     }
 
 
-def with_kornia(frames_TCHW: torch.Tensor, squares_TCHW: torch.Tensor) -> dict[str, Callable]:
+def with_kornia(frames_TChw: torch.Tensor, squares_TChw: torch.Tensor) -> dict[str, Callable]:
     import kornia.augmentation as K
 
-    frames_BTCHW, squares_BTCHW = (
-        clip_TCHW[None].to(torch.float32, memory_format=torch.contiguous_format) / 255
-        for clip_TCHW in (frames_TCHW, squares_TCHW)
+    frames_BTChw, squares_BTChw = (
+        clip_TChw[None].to(torch.float32, memory_format=torch.contiguous_format) / 255
+        for clip_TChw in (frames_TChw, squares_TChw)
     )
     whole = {"data_format": "BTCHW", "same_on_frame": True}
     crop = K.VideoSequential(K.RandomResizedCrop((SIZE, SIZE), scale=(0.08, 1.0), p=1.0), **whole)
     jitter = K.VideoSequential(K.ColorJitter(0.4, 0.4, 0.4, 0.0, p=1.0), **whole)
     rand_augment = K.auto.RandAugment(2, 27)  # of 30
     return {
-        "random resized crop": lambda: crop(frames_BTCHW),
-        "colour jitter": lambda: jitter(squares_BTCHW),
-        "RandAugment": lambda: rand_augment(squares_BTCHW[0]),
+        "random resized crop": lambda: crop(frames_BTChw),
+        "colour jitter": lambda: jitter(squares_BTChw),
+        "RandAugment": lambda: rand_augment(squares_BTChw[0]),
     }
 
 
@@ -112,14 +112,14 @@ def main() -> None:
     if not path.exists():
         args.folder.mkdir(parents=True, exist_ok=True)
         write_video(path, codec="libx264", height=240, width=320, num_frames=300, g=48, bf=2)
-    frames_TCHW = decoding(path)
-    squares_TCHW = frames_TCHW[..., 8 : 8 + SIZE, 48 : 48 + SIZE]
+    frames_TChw = decoding(path)
+    squares_TChw = frames_TChw[..., 8 : 8 + SIZE, 48 : 48 + SIZE]
 
     calls = {("decoding", "ours"): drawn(lambda: decoding(path))}
     libraries = {"ours": ours, "albumentations": with_albumentations, "kornia": with_kornia}
     for library, made in list(libraries.items()):
         try:
-            calls |= {(what, library): drawn(call) for what, call in made(frames_TCHW, squares_TCHW).items()}
+            calls |= {(what, library): drawn(call) for what, call in made(frames_TChw, squares_TChw).items()}
         except ImportError as error:
             print(f"{library} is left out: {error}")
             del libraries[library]

@@ -15,22 +15,22 @@ def write_video(path: Path, *, codec: str, height: int, width: int, num_frames: 
         coarse = rng.integers(0, 256, (height // grain + 1, width // grain + 1, 3)).astype(np.uint8)
         return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
 
-    backdrop_HWC = texture(height, width, 16)
+    backdrop_hwC = texture(height, width, 16)
     things = [texture(height // 3, width // 4, 6) for _ in range(4)]
     places, steps = rng.uniform(0, 1, (4, 2)), rng.uniform(-0.02, 0.02, (4, 2))
-    noise_HWC = rng.normal(0, 3, (height, width, 3)).astype(np.int16)
+    noise_hwC = rng.normal(0, 3, (height, width, 3)).astype(np.int16)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=30)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.options = {name.replace("_", "-"): str(value) for name, value in options.items()}
         for number in range(num_frames):
-            frame_HWC = np.roll(backdrop_HWC, (number // 2, number), (0, 1))  # the camera pans,
-            for thing_HWC, place, step in zip(things, places, steps, strict=True):  # things move before it,
+            frame_hwC = np.roll(backdrop_hwC, (number // 2, number), (0, 1))  # the camera pans,
+            for thing_hwC, place, step in zip(things, places, steps, strict=True):  # things move before it,
                 y, x = (np.abs((place + number * step) % 2 - 1) * (height * 2 // 3, width * 3 // 4)).astype(int)
-                frame_HWC[y : y + height // 3, x : x + width // 4] = thing_HWC
-            frame_HWC = frame_HWC + rng.permuted(noise_HWC, axis=1)  # and the sensor is noisy
-            frame_HWC = frame_HWC.clip(0, 255).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+                frame_hwC[y : y + height // 3, x : x + width // 4] = thing_hwC
+            frame_hwC = frame_hwC + rng.permuted(noise_hwC, axis=1)  # and the sensor is noisy
+            frame_hwC = frame_hwC.clip(0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_hwC, format="rgb24")))
         container.mux(stream.encode())
 
 

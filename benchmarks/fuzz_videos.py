@@ -97,7 +97,7 @@ def make_files(folder: Path) -> list[Path]:
 def write(path: Path, codec: str, options: dict[str, str]) -> None:
     height, width = (96, 128) if codec.startswith("h26") else (HEIGHT, WIDTH)
     rng = np.random.default_rng(0)
-    backdrop_HWC = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    backdrop_hwC = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.height, stream.width, stream.options = height, width, options
@@ -106,9 +106,9 @@ def write(path: Path, codec: str, options: dict[str, str]) -> None:
             (f for f in ("yuv420p", "yuvj420p") if f in formats), formats[0] if formats else "yuv420p"
         )
         for number in range(NUM_FRAMES):
-            frame_HWC = np.roll(backdrop_HWC, 3 * number, axis=1)
-            frame_HWC[:8] = number * 255 // NUM_FRAMES
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+            frame_hwC = np.roll(backdrop_hwC, 3 * number, axis=1)
+            frame_hwC[:8] = number * 255 // NUM_FRAMES
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_hwC, format="rgb24")))
         container.mux(stream.encode())
 
 
@@ -158,17 +158,17 @@ def join(content: bytearray, other: bytes, draw: random.Random) -> bytearray:
 DAMAGES = (flip_bits, flip_bits, overwrite_header, write_extreme_numbers, cut_off, change_block, change_block, join)
 
 
-def verdict(source: Path | bytes, whole_THWC: np.ndarray) -> str:
-    """What comes of reading a file; `whole_THWC` are the frames of the undamaged one."""
+def verdict(source: Path | bytes, whole_ThwC: np.ndarray) -> str:
+    """What comes of reading a file; `whole_ThwC` are the frames of the undamaged one."""
     try:
         with VideoReader(source, limits=LIMITS) as video:
             indices = uniform_indices(num_video_frames=video.num_frames, num_frames=CLIP)
-            clip_THWC = video.frames(indices).permute(0, 2, 3, 1).numpy()
-            same = np.array_equal(video.frames(indices).permute(0, 2, 3, 1).numpy(), clip_THWC)
+            clip_ThwC = video.frames(indices).permute(0, 2, 3, 1).numpy()
+            same = np.array_equal(video.frames(indices).permute(0, 2, 3, 1).numpy(), clip_ThwC)
             try:
                 if video.num_frames < 1000:
-                    all_THWC = video.frames(range(video.num_frames)).permute(0, 2, 3, 1).numpy()
-                    same = same and np.array_equal(all_THWC[indices], clip_THWC)
+                    all_ThwC = video.frames(range(video.num_frames)).permute(0, 2, 3, 1).numpy()
+                    same = same and np.array_equal(all_ThwC[indices], clip_ThwC)
             except VideoDecodeError:
                 pass  # damage in frames that the clip does not need
     except VideoDecodeError:
@@ -182,13 +182,13 @@ def verdict(source: Path | bytes, whole_THWC: np.ndarray) -> str:
     if (
         every is not None
         and len(every) > max(indices)
-        and all(np.array_equal(every[index], frame_HWC) for index, frame_HWC in zip(indices, clip_THWC, strict=True))
+        and all(np.array_equal(every[index], frame_hwC) for index, frame_hwC in zip(indices, clip_ThwC, strict=True))
     ):
         return "equal"
     if every is not None:
         return "different"
-    known = {frame_HWC.tobytes() for frame_HWC in whole_THWC}
-    return "apart" if all(frame_HWC.tobytes() in known for frame_HWC in clip_THWC) else "unmarked"
+    known = {frame_hwC.tobytes() for frame_hwC in whole_ThwC}
+    return "apart" if all(frame_hwC.tobytes() in known for frame_hwC in clip_ThwC) else "unmarked"
 
 
 def decode_everything(source: Path | bytes) -> list[np.ndarray] | None:

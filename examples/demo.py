@@ -28,7 +28,7 @@ import gradio as gr  # reads its settings when it is imported
 import pandas as pd
 
 STYLE = """
-.frames {display: grid; gap: 8px; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr))}
+.frames {display: grid; gap: 8px; padding-top: 24px; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr))}
 .frames figure {margin: 0; text-align: center}
 .frames img {width: 100%}
 #video video {object-fit: contain; max-height: 240px}
@@ -47,12 +47,12 @@ def look_at(path: str, model: nn.Module, transform):
     T = model.config.num_frames
     with VideoReader(path, name=Path(path).name) as video:
         indices = uniform_indices(num_video_frames=video.num_frames, num_frames=T)
-        frames_TCHW = video.frames(indices)
-    clip_TCHW = transform(frames_TCHW)
-    clips = [clip_TCHW]
+        frames_TChw = video.frames(indices)
+    clip_TChw = transform(frames_TChw)
+    clips = [clip_TChw]
     for t in range(T):
         neighbour = t - 1 if t else min(1, T - 1)
-        clips.append(clip_TCHW[[neighbour if i == t else i for i in range(T)]])
+        clips.append(clip_TChw[[neighbour if i == t else i for i in range(T)]])
     probabilities = scores(model, torch.stack(clips).to(model.device, model.dtype), clips_per_forward=4)
     winner = int(probabilities[0].argmax())
     evidence = (probabilities[0, winner] - probabilities[1:, winner]).tolist()
@@ -60,15 +60,15 @@ def look_at(path: str, model: nn.Module, transform):
     labels = model.config.id2label
     answers = {labels[i]: p for i, p in enumerate(probabilities[0].tolist())}
     frames = [f"{index:0{len(str(indices[-1]))}}" for index in indices]  # as text, sorts like the numbers
-    pictures = pictures_as_html(frames_TCHW, [f"{100 * share:+.1f} %" for share in evidence])
+    pictures = pictures_as_html(frames_TChw, [f"{100 * share:+.1f} %" for share in evidence])
     return pictures, answers, pd.DataFrame({"frame": frames, "evidence": evidence})
 
 
-def pictures_as_html(frames_TCHW: torch.Tensor, captions: Sequence[str]) -> str:
+def pictures_as_html(frames_TChw: torch.Tensor, captions: Sequence[str]) -> str:
     """Small whole pictures, each with a line of text below it."""
     figures = []
-    for frame_CHW, caption in zip(frames_TCHW, captions, strict=True):
-        picture, file = Image.fromarray(frame_CHW.permute(1, 2, 0).numpy()), io.BytesIO()
+    for frame_Chw, caption in zip(frames_TChw, captions, strict=True):
+        picture, file = Image.fromarray(frame_Chw.permute(1, 2, 0).numpy()), io.BytesIO()
         picture.thumbnail((320, 320))
         picture.save(file, "JPEG")
         data = base64.b64encode(file.getvalue()).decode()

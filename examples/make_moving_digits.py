@@ -58,18 +58,18 @@ def draw_path(name: str, *, size: int, num_frames: int, rng: np.random.Generator
     return np.stack(corners, axis=1).round().astype(int)
 
 
-def write_video(path: Path, frames_THW: np.ndarray, *, fps: int) -> None:
+def write_video(path: Path, frames_Thw: np.ndarray, *, fps: int) -> None:
     """Encode grey uint8 frames as mp4: H.264, or MPEG-4 where FFmpeg was built without x264."""
     has_x264 = "libx264" in av.codecs_available
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264" if has_x264 else "mpeg4", rate=fps)
-        stream.height, stream.width = frames_THW.shape[1:]
+        stream.height, stream.width = frames_Thw.shape[1:]
         stream.pix_fmt = "yuv420p"
         # Nearly lossless: trails left by compression would give the direction away in a single frame. Presets slower
         # than this plan with x264's macroblock tree, which does not give the same bytes every time.
         stream.options = {"crf": "8", "preset": "superfast", "threads": "1"} if has_x264 else {"qscale": "1"}
-        for frame_HW in frames_THW:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HW, format="gray")))
+        for frame_hw in frames_Thw:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_hw, format="gray")))
         container.mux(stream.encode())
 
 
@@ -85,8 +85,8 @@ def write_split(
         name = DIRECTIONS[number % len(DIRECTIONS)]
         image = images[rng.integers(len(images))]
         path_T2 = draw_path(name, size=size, num_frames=num_frames, rng=rng)
-        frames_THW = np.stack([draw_digit(image, size=size, top=top, left=left) for top, left in path_T2])
-        write_video(folder / name / f"{number // len(DIRECTIONS):04d}.mp4", frames_THW, fps=fps)
+        frames_Thw = np.stack([draw_digit(image, size=size, top=top, left=left) for top, left in path_T2])
+        write_video(folder / name / f"{number // len(DIRECTIONS):04d}.mp4", frames_Thw, fps=fps)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,23 +26,23 @@ QUESTIONS = {"digit": 10, "row": STEPS, "column": STEPS}  # the model's labels, 
 def draw_batch(
     images: np.ndarray, digits: np.ndarray, *, size: int, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every digit somewhere on its own canvas: normalised pixels (B, 3, H, W), and digit, row and column (B, 3)."""
+    """Every digit somewhere on its own canvas: normalised pixels (B, 3, h, w), and digit, row and column (B, 3)."""
     room = size - digit_size(size) + 1
     corners = rng.integers(room, size=(len(images), 2))
     canvases = [
         draw_digit(image, size=size, top=top, left=left) for image, (top, left) in zip(images, corners, strict=True)
     ]
-    pixels_BHW = torch.from_numpy(np.stack(canvases)).float().div(255).sub(MEAN).div(STD)
+    pixels_Bhw = torch.from_numpy(np.stack(canvases)).float().div(255).sub(MEAN).div(STD)
     answers_B3 = np.concatenate([digits[:, None], corners * STEPS // room], axis=1)
-    return pixels_BHW[:, None].expand(-1, 3, -1, -1), torch.from_numpy(answers_B3)
+    return pixels_Bhw[:, None].expand(-1, 3, -1, -1), torch.from_numpy(answers_B3)
 
 
 @torch.no_grad()
 def accuracy(model: ViTForImageClassification, images: np.ndarray, digits: np.ndarray, *, size: int) -> list[float]:
     """Share of right answers to each question, every digit drawn once."""
     model.eval()
-    pixels_BCHW, answers_B3 = draw_batch(images, digits, size=size, rng=np.random.default_rng(0))
-    logits = torch.cat([model(part).logits for part in pixels_BCHW.split(128)])
+    pixels_BChw, answers_B3 = draw_batch(images, digits, size=size, rng=np.random.default_rng(0))
+    logits = torch.cat([model(part).logits for part in pixels_BChw.split(128)])
     groups = logits.split(list(QUESTIONS.values()), dim=-1)
     predictions_B3 = torch.stack([group.argmax(-1) for group in groups], dim=1)
     return (predictions_B3 == answers_B3).float().mean(0).tolist()
@@ -97,8 +97,8 @@ def main(argv: list[str] | None = None) -> None:
     progress = tqdm(range(args.max_train_steps), desc="pre-training", unit="step")
     for _ in progress:
         chosen = rng.integers(len(images), size=args.per_device_train_batch_size)
-        pixels_BCHW, answers_B3 = draw_batch(images[chosen], digits[chosen], size=args.size, rng=rng)
-        groups = model(pixels_BCHW).logits.split(list(QUESTIONS.values()), dim=-1)
+        pixels_BChw, answers_B3 = draw_batch(images[chosen], digits[chosen], size=args.size, rng=rng)
+        groups = model(pixels_BChw).logits.split(list(QUESTIONS.values()), dim=-1)
         loss = sum(F.cross_entropy(group, answers_B3[:, i]) for i, group in enumerate(groups))
         optimizer.zero_grad()
         loss.backward()

@@ -7,11 +7,13 @@ import copy
 import math
 import statistics
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -90,10 +92,29 @@ def activation_bytes(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> i
         return tensor
 
     pixel_values = torch.empty(pixel_values_shape, device="meta", dtype=next(model.parameters()).dtype)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = model(pixel_values)
     del output
     return sum(storage.nbytes() for storage in kept.values())
+
+
+@contextmanager
+def _fused_attention():
+    """Attention keeps q, k, v, its output and a number per row, as fused kernels do. On the meta device torch would
+    take it apart and keep every attention weight."""
+    original = F.scaled_dot_product_attention
+
+    def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, **others):
+        if dropout_p or others.get("enable_gqa"):
+            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+    F.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = original
 
 
 def latency(

@@ -60,15 +60,15 @@ class I2VVideoClassificationPipeline(VideoClassificationPipeline):
                 inputs = self.video_processor(video, num_frames=num_frames, return_tensors="pt")
             else:  # as transformers does
                 numbers = np.linspace(0, num_frames * frame_sampling_rate - 1, num=num_frames, dtype=np.int64)
-                frames_TCHW = read_frames(video, lambda total: np.minimum(numbers, total - 1).tolist())
-                inputs = self.video_processor(frames_TCHW, do_sample_frames=False, return_tensors="pt")
+                frames_TChw = read_frames(video, lambda total: np.minimum(numbers, total - 1).tolist())
+                inputs = self.video_processor(frames_TChw, do_sample_frames=False, return_tensors="pt")
             readable = True
         except (VideoDecodeError, ValueError) as error:
             if on_bad_video == "error":
                 raise
             logger.warning("A video is left out: %s", error)
-            black_THWC = np.zeros((num_frames, 16, 16, 3), np.uint8)
-            inputs, readable = self.video_processor(black_THWC, do_sample_frames=False, return_tensors="pt"), False
+            black_ThwC = np.zeros((num_frames, 16, 16, 3), np.uint8)
+            inputs, readable = self.video_processor(black_ThwC, do_sample_frames=False, return_tensors="pt"), False
         inputs["is_readable"] = torch.tensor([readable])
         return inputs.to(self.dtype)
 

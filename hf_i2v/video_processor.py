@@ -25,8 +25,8 @@ from .data.transforms import Normalize, preprocessing_of_processor
 MAX_URL_BYTES = 2**30
 MAX_URL_SECONDS = 300.0
 FORMS = (
-    "a path, a file:// or http(s):// URL, the bytes of a file, a list of PIL images or of arrays (H, W, C), or an "
-    "array or tensor (T, H, W, C) or (T, C, H, W), uint8"
+    "a path, a file:// or http(s):// URL, the bytes of a file, a list of PIL images or of arrays (h, w, C), or an "
+    "array or tensor (T, h, w, C) or (T, C, h, w), uint8"
 )
 
 
@@ -83,11 +83,11 @@ class I2VVideoProcessor(BaseVideoProcessor):
         clips = [self.pixels(read_frames(video, sample)) for video in as_list(videos)]
         return BatchFeature({"pixel_values": torch.stack(clips)}, tensor_type=return_tensors)
 
-    def pixels(self, frames_TCHW: torch.Tensor) -> torch.Tensor:
+    def pixels(self, frames_TChw: torch.Tensor) -> torch.Tensor:
         """uint8 frames → float32 (T, C, h, w)."""
         wanted = preprocessing_of_processor(self)
-        frames_TCHW = ResizeShortSide(wanted.size, wanted.interpolation)(frames_TCHW)
-        return Normalize(wanted.mean, wanted.std)(CenterCrop(wanted.size)(frames_TCHW))
+        frames_TChw = ResizeShortSide(wanted.size, wanted.interpolation)(frames_TChw)
+        return Normalize(wanted.mean, wanted.std)(CenterCrop(wanted.size)(frames_TChw))
 
 
 def as_list(videos) -> list:
@@ -113,7 +113,7 @@ def _is_pil_image(frame) -> bool:
 
 
 def read_frames(video: Any, sample: Callable[[int], Sequence[int]]) -> torch.Tensor:
-    """Frames of one video in any of the `FORMS`, uint8 (T, C, H, W).
+    """Frames of one video in any of the `FORMS`, uint8 (T, C, h, w).
 
     Args:
         sample: from the number of frames of the video to the numbers of those that are wanted.
@@ -129,9 +129,9 @@ def read_frames(video: Any, sample: Callable[[int], Sequence[int]]) -> torch.Ten
         arrays = [np.asarray(f.convert("RGB") if _is_pil_image(f) else f) for f in chosen]
         if len({array.shape for array in arrays}) > 1:
             raise ValueError(f"the frames of a video must be of one size, got {sorted({a.shape for a in arrays})}")
-        return _as_TCHW(torch.from_numpy(np.stack(arrays)))
+        return _as_TChw(torch.from_numpy(np.stack(arrays)))
     if isinstance(video, (np.ndarray, torch.Tensor)) and video.ndim == 4 and len(video):
-        return _as_TCHW(torch.as_tensor(video[list(sample(len(video)))]))
+        return _as_TChw(torch.as_tensor(video[list(sample(len(video)))]))
     if not isinstance(video, (str, os.PathLike, bytes)) and not hasattr(video, "read"):
         shape = f" of shape {tuple(video.shape)}" if hasattr(video, "shape") else ""
         raise ValueError(f"a {type(video).__name__}{shape} is no video; expected {FORMS}")
@@ -144,14 +144,14 @@ def read_frames(video: Any, sample: Callable[[int], Sequence[int]]) -> torch.Ten
         return reader.frames(sample(reader.num_frames))
 
 
-def _as_TCHW(frames: torch.Tensor) -> torch.Tensor:
+def _as_TChw(frames: torch.Tensor) -> torch.Tensor:
     if frames.dtype != torch.uint8:
         raise ValueError(f"decoded frames must be uint8 from 0 to 255, got {frames.dtype}")
     if frames.shape[-1] == 3:
         return frames.permute(0, 3, 1, 2)
     if frames.ndim == 4 and frames.shape[1] == 3:
         return frames
-    raise ValueError(f"decoded frames must be (T, H, W, 3) or (T, 3, H, W), got {tuple(frames.shape)}")
+    raise ValueError(f"decoded frames must be (T, h, w, 3) or (T, 3, h, w), got {tuple(frames.shape)}")
 
 
 def download(url: str, *, max_bytes: int = MAX_URL_BYTES, seconds: float = MAX_URL_SECONDS) -> bytes:
@@ -174,6 +174,10 @@ def download(url: str, *, max_bytes: int = MAX_URL_BYTES, seconds: float = MAX_U
                     raise VideoDecodeError(f"{url}: more than {max_bytes} bytes, the most that are fetched")
                 if time.monotonic() > end:
                     raise VideoDecodeError(f"{url}: fetching it takes longer than {seconds:g} seconds")
+    except httpx.TimeoutException as error:
+        raise VideoDecodeError(
+            f"{url}: fetching it takes longer than {seconds:g} seconds (no answer within {seconds / 10:g})"
+        ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise VideoDecodeError(f"{url}: cannot be fetched ({type(error).__name__}: {error})") from error
     return bytes(content)

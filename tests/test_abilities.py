@@ -33,7 +33,7 @@ def test_the_page_is_what_the_probes_find():
 def test_an_outside_method_is_probed_by_the_same_code():
     row = abilities.probe([OWN[0], AdaptFormerConfig])["adaptformer"]
     assert {key: found.value for key, found in row.items() if found.value != "unknown"} == {
-        "merges": "no", "bakes": "yes", "composes with": "all", "trains from a cache": "no", "exports": "yes",
+        "merges": "no", "bakes": "yes", "composes with": "all", "trains from a cache": "yes", "exports": "yes",
         "streams": "no",
     }  # fmt: skip
     assert "no linear map" in row["merges"].reasons[0]

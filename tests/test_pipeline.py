@@ -85,16 +85,16 @@ def test_a_video_in_every_form(classify, video):
     expected = classify(str(video))
     with av.open(str(video)) as container:
         frames = [frame.to_image() for frame in container.decode(video=0)]
-    array_THWC = np.stack([np.asarray(frame) for frame in frames])
+    array_ThwC = np.stack([np.asarray(frame) for frame in frames])
     undecoded = {"path": None, "bytes": video.read_bytes()}
-    tensor = torch.from_numpy(array_THWC)
-    arrays = list(array_THWC)
-    forms = [video, video.as_uri(), video.read_bytes(), undecoded, frames, arrays, array_THWC, tensor]
+    tensor = torch.from_numpy(array_ThwC)
+    arrays = list(array_ThwC)
+    forms = [video, video.as_uri(), video.read_bytes(), undecoded, frames, arrays, array_ThwC, tensor]
     for form in [*forms, tensor.permute(0, 3, 1, 2)]:
         assert classify(form) == expected, type(form)
     assert classify(forms) == [expected] * len(forms)
-    assert classify(np.stack([array_THWC, array_THWC])) == [expected] * 2
-    batched = classify([str(video), frames, array_THWC], batch_size=2)
+    assert classify(np.stack([array_ThwC, array_ThwC])) == [expected] * 2
+    batched = classify([str(video), frames, array_ThwC], batch_size=2)
     assert [row[0]["score"] for row in batched] == pytest.approx([expected[0]["score"]] * 3)
 
 
@@ -103,7 +103,7 @@ def test_a_video_in_every_form(classify, video):
     [
         (7, "a int is no video; expected a path"),
         (np.zeros((2, 8, 8, 3), np.float32), "must be uint8 from 0 to 255, got torch.float32"),
-        (np.zeros((2, 8, 8, 2), np.uint8), r"must be .T, H, W, 3. or .T, 3, H, W., got .*2"),
+        (np.zeros((2, 8, 8, 2), np.uint8), r"must be .T, h, w, 3. or .T, 3, h, w., got .*2"),
         ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)] * 2, "must be of one size"),
         ("http://127.0.0.1:9/a.mp4", "http://127.0.0.1:9/a.mp4: cannot be fetched .ConnectError"),
     ],

@@ -66,5 +66,6 @@ def test_a_record_that_cannot_be_read(tmp_path, options):
 def test_every_package_is_in_the_wheel():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "hf_i2v").rglob("__init__.py")}
-    assert set(setuptools["packages"]) == found | {"hf_i2v._examples"}
+    examples = {"hf_i2v._examples", "hf_i2v._examples.accelerate_configs", "hf_i2v._examples.recipes"}
+    assert set(setuptools["packages"]) == found | examples
     assert (ROOT / setuptools["package-dir"]["hf_i2v._examples"]) == EXAMPLES == FOLDER

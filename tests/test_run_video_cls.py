@@ -426,4 +426,5 @@ def test_a_finished_model_learns_other_classes(script, arguments, tmp_path):
 def test_the_card_beside_lora_says_how_the_base_sees_time(script, arguments, tmp_path):
     script.main(command_line(arguments | {"tuner": "stdha+lora"}))
     card = (tmp_path / "run" / "adapter" / "README.md").read_text()
-    assert ".with_stdha([" in card and str(tmp_path) not in card
+    assert "AutoPeftModelForVideoClassification.from_pretrained(" in card and str(tmp_path) not in card
+    assert json.loads((tmp_path / "run" / "adapter" / "video_model.json").read_text())["time_offsets"] == [-1, 1]

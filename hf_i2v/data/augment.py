@@ -3,7 +3,7 @@
 Pillow does the work: it is fast on uint8, and its operations are those that RandAugment was defined with. Operations
 on colours see the clip as one tall picture, so that the mean and other statistics are the clip's and do not flicker.
 
-Shape suffixes: T frame, C channel, H height, W width.
+Shape suffixes: T frame, C channel, h height, w width.
 """
 
 import math
@@ -38,9 +38,9 @@ class RandAugment:
         if not 0 <= self.magnitude <= _MAX_MAGNITUDE:
             raise ValueError(f"magnitude ({self.magnitude}) must be in [0, {_MAX_MAGNITUDE}]")
 
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        num_frames = len(frames_TCHW)
-        tall = _to_tall(frames_TCHW)
+    def __call__(self, frames_TChw: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        num_frames = len(frames_TChw)
+        tall = _to_tall(frames_TChw)
         for _ in range(self.num_ops):
             operation = _OPERATIONS[int(torch.randint(len(_OPERATIONS), (), generator=generator))]
             noise, sign = torch.randn(2, dtype=torch.float64, generator=generator).tolist()
@@ -70,9 +70,9 @@ class ColorJitter:
             if not 0 <= getattr(self, name) <= largest:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be in [0, {largest}]")
 
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    def __call__(self, frames_TChw: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         drawn = (2 * torch.rand(4, dtype=torch.float64, generator=generator) - 1).tolist()
-        tall = _to_tall(frames_TCHW)
+        tall = _to_tall(frames_TChw)
         widths = (self.brightness, self.contrast, self.saturation)
         for change, width, draw in zip((_brightness, _contrast, _saturation), widths, drawn, strict=False):
             if width > 0:
@@ -82,7 +82,7 @@ class ColorJitter:
             shift = round(255 * self.hue * drawn[3])
             hue = hue.point([(level + shift) % 256 for level in range(256)])
             tall = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-        return _from_tall(tall, len(frames_TCHW))
+        return _from_tall(tall, len(frames_TChw))
 
 
 @dataclass(frozen=True)
@@ -103,34 +103,34 @@ class RandomErasing:
         if not 0 <= self.p <= 1:
             raise ValueError(f"the probability of erasing ({self.p}) must be in [0, 1]")
 
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    def __call__(self, frames_TChw: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         def draw(low, high):
             return low + (high - low) * float(torch.rand((), dtype=torch.float64, generator=generator))
 
         if draw(0, 1) >= self.p:
-            return frames_TCHW
-        height, width = frames_TCHW.shape[-2:]
+            return frames_TChw
+        height, width = frames_TChw.shape[-2:]
         area = height * width * draw(*self.scale)
         ratio = math.exp(draw(math.log(self.ratio[0]), math.log(self.ratio[1])))
         box_height = min(height, max(1, round(math.sqrt(area * ratio))))
         box_width = min(width, max(1, round(math.sqrt(area / ratio))))
         top = int(torch.randint(height - box_height + 1, (), generator=generator))
         left = int(torch.randint(width - box_width + 1, (), generator=generator))
-        noise_CHW = torch.randint(0, 256, (3, box_height, box_width), dtype=torch.uint8, generator=generator)
-        frames_TCHW = frames_TCHW.clone()
-        frames_TCHW[..., top : top + box_height, left : left + box_width] = noise_CHW
-        return frames_TCHW
+        noise_Chw = torch.randint(0, 256, (3, box_height, box_width), dtype=torch.uint8, generator=generator)
+        frames_TChw = frames_TChw.clone()
+        frames_TChw[..., top : top + box_height, left : left + box_width] = noise_Chw
+        return frames_TChw
 
 
-def _to_tall(frames_TCHW: torch.Tensor) -> Image.Image:
-    num_frames, channels, height, width = frames_TCHW.shape
-    rows_HWC = frames_TCHW.permute(0, 2, 3, 1).reshape(num_frames * height, width, channels)
-    return Image.fromarray(rows_HWC.numpy())
+def _to_tall(frames_TChw: torch.Tensor) -> Image.Image:
+    num_frames, channels, height, width = frames_TChw.shape
+    rows_hwC = frames_TChw.permute(0, 2, 3, 1).reshape(num_frames * height, width, channels)
+    return Image.fromarray(rows_hwC.numpy())
 
 
 def _from_tall(tall: Image.Image, num_frames: int) -> torch.Tensor:
-    rows_HWC = torch.from_numpy(np.array(tall))
-    return rows_HWC.reshape(num_frames, tall.height // num_frames, tall.width, -1).permute(0, 3, 1, 2)
+    rows_hwC = torch.from_numpy(np.array(tall))
+    return rows_hwC.reshape(num_frames, tall.height // num_frames, tall.width, -1).permute(0, 3, 1, 2)
 
 
 def _brightness(tall: Image.Image, factor: float) -> Image.Image:

@@ -1,6 +1,6 @@
 """Clips of a data set of videos: HF Datasets holds the references, PyAV decodes in the worker.
 
-Shape suffixes: B clip, T frame, C channel, H height, W width.
+Shape suffixes: B clip, T frame, C channel, h height, w width.
 """
 
 import bisect
@@ -42,7 +42,7 @@ class VideoClips(torch.utils.data.Dataset):
         dataset: rows with `video` (dict with `path` and `bytes`) and `label`, as `load_videos` gives.
         num_frames: frames per clip.
         transform: see `train_transform` and `eval_transform`; or a callable of your own, from uint8 frames
-            (T, C, H, W) and a generator to `pixel_values`. Labels do not follow a flip that such a callable makes.
+            (T, C, h, w) and a generator to `pixel_values`. Labels do not follow a flip that such a callable makes.
         train: random frames and a random transform; otherwise the middle of each segment and no generator.
         seed: of the randomness in training.
         policy: what to do with a video shorter than the clip, see `uniform_indices`.
@@ -138,11 +138,11 @@ class VideoClips(torch.utils.data.Dataset):
         return self.clip(index, epoch=int(self._epoch))
 
     def clip(self, index: int, *, epoch: int, normalize: bool = True) -> dict[str, Any]:
-        """The clip of video `index` in an epoch: `pixel_values` float32 (T, C, H, W) and `labels`, an int.
+        """The clip of video `index` in an epoch: `pixel_values` float32 (T, C, h, w) and `labels`, an int.
 
         Without `normalize` pixels stay uint8, a quarter of the bytes, where the transform has that part.
 
-        With several views, clips × crops, `pixel_values` are (V, T, C, H, W), the crops of a clip next to each other.
+        With several views, clips × crops, `pixel_values` are (V, T, C, h, w), the crops of a clip next to each other.
 
         Raises:
             VideoDecodeError: the video cannot be read, or is too short under the policy "error".
@@ -157,7 +157,7 @@ class VideoClips(torch.utils.data.Dataset):
                 clips = self._sample(num_video_frames, generator)
             except ShortVideoError as error:
                 raise VideoDecodeError(f"{reader.name}: {error}") from error
-            frames_TCHW = reader.frames([first + index for clip in clips for index in clip])
+            frames_TChw = reader.frames([first + index for clip in clips for index in clip])
         if self.num_clips > 1 and len({tuple(clip) for clip in clips}) < self.num_clips and not self._said_identical:
             self._said_identical = True
             logger.warning(
@@ -168,8 +168,8 @@ class VideoClips(torch.utils.data.Dataset):
         is_flipped = self.transform.draw_flip(generator)
         label = self._flipped_labels.get(row["label"], row["label"]) if is_flipped else row["label"]
         views = [
-            self.transform.uint8(clip_TCHW, generator, is_flipped=is_flipped)
-            for clip_TCHW in frames_TCHW.split(self.num_frames)
+            self.transform.uint8(clip_TChw, generator, is_flipped=is_flipped)
+            for clip_TChw in frames_TChw.split(self.num_frames)
         ]
         stack = torch.stack if views[0].ndim == 4 else torch.cat
         pixels = views[0] if self.num_clips == 1 else stack(views)
@@ -234,7 +234,7 @@ def frames_between(reader, start: float | None, end: float | None) -> tuple[int,
 
 
 def collate(clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Batch the items of `VideoClips`: `pixel_values` (B, [V,] T, C, H, W) and `labels` (B,) int64."""
+    """Batch the items of `VideoClips`: `pixel_values` (B, [V,] T, C, h, w) and `labels` (B,) int64."""
     return {
         "pixel_values": default_collate([clip["pixel_values"] for clip in clips]),  # a worker's go to shared memory
         "labels": torch.tensor([clip["labels"] for clip in clips], dtype=torch.int64),

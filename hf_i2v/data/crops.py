@@ -1,6 +1,6 @@
-"""Resizing and cropping, the same for every frame of a clip, on uint8 frames (T, C, H, W) as they are decoded.
+"""Resizing and cropping, the same for every frame of a clip, on uint8 frames (T, C, h, w) as they are decoded.
 
-Shape suffixes: T frame, C channel, H height, W width.
+Shape suffixes: T frame, C channel, h height, w width.
 """
 
 import functools
@@ -24,11 +24,11 @@ class ResizeShortSide:
     size: int
     interpolation: Interpolation = "bilinear"
 
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        height, width = frames_TCHW.shape[-2:]
+    def __call__(self, frames_TChw: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        height, width = frames_TChw.shape[-2:]
         short = min(height, width)
         new_size = (self.size * height // short, self.size * width // short)
-        return _resize(frames_TCHW, new_size, self.interpolation)
+        return _resize(frames_TChw, new_size, self.interpolation)
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,26 @@ class CenterCrop:
 
     size: int
 
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        height, width = frames_TCHW.shape[-2:]
+    def __call__(self, frames_TChw: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        height, width = frames_TChw.shape[-2:]
         if min(height, width) < self.size:
             raise ValueError(f"frames of {height}x{width} (height x width) are smaller than the crop ({self.size})")
         top, left = (height - self.size) // 2, (width - self.size) // 2
-        return frames_TCHW[..., top : top + self.size, left : left + self.size]
+        return frames_TChw[..., top : top + self.size, left : left + self.size]
 
 
 @dataclass(frozen=True)
 class ThreeCrops:
     """Cut three squares of `size` pixels out along the longer side: first end, middle, last end.
 
-    Called with (T, C, H, W) it returns (3, T, C, size, size).
+    Called with (T, C, h, w) it returns (3, T, C, size, size).
     """
 
     size: int
     num_crops: ClassVar[int] = 3
 
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        height, width = frames_TCHW.shape[-2:]
+    def __call__(self, frames_TChw: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        height, width = frames_TChw.shape[-2:]
         if min(height, width) < self.size:
             raise ValueError(f"frames of {height}x{width} (height x width) are smaller than the crops ({self.size})")
         if height == width == self.size:
@@ -67,7 +67,7 @@ class ThreeCrops:
         else:
             lefts = [0, (width - self.size) // 2, width - self.size]
         corners = zip(tops, lefts, strict=True)
-        return torch.stack([frames_TCHW[..., y : y + self.size, x : x + self.size] for y, x in corners])
+        return torch.stack([frames_TChw[..., y : y + self.size, x : x + self.size] for y, x in corners])
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ class ShortSideJitter:
         if not self.size <= self.short_side[0] <= self.short_side[1]:
             raise ValueError(f"short_side ({self.short_side}) must be (smallest, largest), both at least {self.size}")
 
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    def __call__(self, frames_TChw: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         short = int(torch.randint(self.short_side[0], self.short_side[1] + 1, (), generator=generator))
-        height, width = (side * short // min(frames_TCHW.shape[-2:]) for side in frames_TCHW.shape[-2:])
+        height, width = (side * short // min(frames_TChw.shape[-2:]) for side in frames_TChw.shape[-2:])
         top = int(torch.randint(height - self.size + 1, (), generator=generator))
         left = int(torch.randint(width - self.size + 1, (), generator=generator))
-        frames_TCHW = _resize(frames_TCHW, (height, width), self.interpolation)
-        return frames_TCHW[..., top : top + self.size, left : left + self.size]
+        frames_TChw = _resize(frames_TChw, (height, width), self.interpolation)
+        return frames_TChw[..., top : top + self.size, left : left + self.size]
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ class RandomResizedCrop:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio ({self.ratio}) must be (narrowest, widest) with 0 < narrowest <= widest")
 
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        top, left, height, width = self.box(*frames_TCHW.shape[-2:], generator)
-        crop_TCHW = frames_TCHW[..., top : top + height, left : left + width]
-        return _resize(crop_TCHW, (self.size, self.size), self.interpolation)
+    def __call__(self, frames_TChw: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        top, left, height, width = self.box(*frames_TChw.shape[-2:], generator)
+        crop_TChw = frames_TChw[..., top : top + height, left : left + width]
+        return _resize(crop_TChw, (self.size, self.size), self.interpolation)
 
     def box(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
         """A random (top, left, height, width) in pixels inside a frame of that height and width."""
@@ -146,10 +146,10 @@ def _say_once(message: str, *args) -> None:
     logger.warning(message, *args)
 
 
-def _resize(frames_TCHW: torch.Tensor, size: tuple[int, int], interpolation: Interpolation) -> torch.Tensor:
-    if frames_TCHW.shape[-2:] == size:
-        return frames_TCHW
-    return F.interpolate(frames_TCHW, size=size, mode=interpolation, antialias=True, align_corners=False)
+def _resize(frames_TChw: torch.Tensor, size: tuple[int, int], interpolation: Interpolation) -> torch.Tensor:
+    if frames_TChw.shape[-2:] == size:
+        return frames_TChw
+    return F.interpolate(frames_TChw, size=size, mode=interpolation, antialias=True, align_corners=False)
 
 
 def uniform(low: float, high: float, generator: torch.Generator | None) -> float:

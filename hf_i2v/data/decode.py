@@ -9,7 +9,7 @@ neither wanted nor predicted from are skipped:
     packets     I p b p b p b I p b p b p b I p b        wanted: x
                               I p - p x                  bit-identical to decoding everything
 
-Shape suffixes: T frame, C channel, H height, W width.
+Shape suffixes: T frame, C channel, h height, w width.
 """
 
 import bisect
@@ -53,7 +53,7 @@ class VideoReader:
 
     ```python
     with VideoReader("clip.mp4") as video:
-        frames_TCHW = video.frames([0, video.num_frames - 1])
+        frames_TChw = video.frames([0, video.num_frames - 1])
     ```
 
     The compressed packets of the video stream are held in memory while it is open, unless they are very large.
@@ -140,8 +140,8 @@ class VideoReader:
                 (FFmpeg's bicubic filter; the longer side is rounded). None keeps their size.
 
         Returns:
-            uint8 RGB of shape (T, C, H, W) in the order of `indices`. It is stored with the channels last, which is
-            how it was decoded and what resizing likes best; `.permute(0, 2, 3, 1)` shows it as (T, H, W, C) at no
+            uint8 RGB of shape (T, C, h, w) in the order of `indices`. It is stored with the channels last, which is
+            how it was decoded and what resizing likes best; `.permute(0, 2, 3, 1)` shows it as (T, h, w, C) at no
             cost, `.contiguous()` stores it the other way.
 
         Raises:
@@ -163,13 +163,13 @@ class VideoReader:
 
         wanted = sorted(set(indices))
         with self._clock.reading():
-            video_THWC = self._seek_and_decode(wanted, short_side)
-            if video_THWC is None:
-                video_THWC = self._decode_up_to(wanted, short_side)
+            video_ThwC = self._seek_and_decode(wanted, short_side)
+            if video_ThwC is None:
+                video_ThwC = self._decode_up_to(wanted, short_side)
         if indices != wanted:
             place = {index: row for row, index in enumerate(wanted)}
-            video_THWC = video_THWC[[place[index] for index in indices]]
-        return torch.from_numpy(video_THWC).permute(0, 3, 1, 2)
+            video_ThwC = video_ThwC[[place[index] for index in indices]]
+        return torch.from_numpy(video_ThwC).permute(0, 3, 1, 2)
 
     def _seek_and_decode(self, wanted: list[int], short_side: int | None) -> np.ndarray | None:
         """The wanted frames through the table, or None where only decoding everything can tell: no table, an error,
@@ -187,7 +187,7 @@ class VideoReader:
                     video.put(row, self._to_rgb(frame, short_side))
         except av.error.FFmpegError:
             return None
-        return None if row_at else video.frames_THWC
+        return None if row_at else video.frames_ThwC
 
     def _decode_parts(self, positions: list[int]) -> Iterator[tuple[av.VideoFrame, bool]]:
         """Frames from each key frame before a wanted packet up to that packet, and whether they are damaged."""
@@ -245,7 +245,7 @@ class VideoReader:
                     ) from error
                 row += 1
                 if row == len(wanted):
-                    return video.frames_THWC
+                    return video.frames_ThwC
         raise VideoDecodeError(
             f"{self.name}: the file holds {self.num_frames} frames but the decoder ended after {number + 1}, "
             f"before frame {wanted[row]}; the file is probably damaged"
@@ -281,8 +281,8 @@ class VideoReader:
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1, **size)
         plane = rgb.planes[0]
         rows = np.frombuffer(plane, np.uint8, count=rgb.height * plane.line_size).reshape(rgb.height, plane.line_size)
-        frame_HWC = rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)  # rows are padded
-        return np.rot90(frame_HWC, round(frame.rotation / 90))  # both count counter-clockwise
+        frame_hwC = rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)  # rows are padded
+        return np.rot90(frame_hwC, round(frame.rotation / 90))  # both count counter-clockwise
 
 
 def probe(source: VideoSource) -> VideoInfo:
@@ -307,7 +307,7 @@ def decode_frames(source: VideoSource, indices: Sequence[int]) -> torch.Tensor:
         indices: frame numbers from 0, in any order, repeats allowed.
 
     Returns:
-        uint8 RGB of shape (T, C, H, W), bit-identical to decoding everything and indexing it.
+        uint8 RGB of shape (T, C, h, w), bit-identical to decoding everything and indexing it.
 
     Raises:
         VideoDecodeError: see `VideoReader` and `VideoReader.frames`.
@@ -326,22 +326,22 @@ def name_of(source: VideoSource) -> str:
 
 
 class _Pictures:
-    """Frames of one size, (T, H, W, C) uint8, with memory taken for all of them when the first one comes."""
+    """Frames of one size, (T, h, w, C) uint8, with memory taken for all of them when the first one comes."""
 
     def __init__(self, name: str, num_frames: int, max_bytes: int):
         self._name, self._num_frames, self._max_bytes = name, num_frames, max_bytes
-        self.frames_THWC: np.ndarray | None = None
+        self.frames_ThwC: np.ndarray | None = None
 
-    def put(self, row: int, frame_HWC: np.ndarray) -> None:
-        if self.frames_THWC is None:
-            if (size := self._num_frames * frame_HWC.nbytes) > self._max_bytes:
+    def put(self, row: int, frame_hwC: np.ndarray) -> None:
+        if self.frames_ThwC is None:
+            if (size := self._num_frames * frame_hwC.nbytes) > self._max_bytes:
                 raise VideoDecodeError(
-                    f"{self._name}: {self._num_frames} frames of {frame_HWC.shape[1]} x {frame_HWC.shape[0]} pixels "
+                    f"{self._name}: {self._num_frames} frames of {frame_hwC.shape[1]} x {frame_hwC.shape[0]} pixels "
                     f"take {size} bytes, at most {self._max_bytes} are allowed (ReadLimits.bytes); ask for fewer at a "
                     "time or for smaller ones"
                 )
-            self.frames_THWC = np.empty((self._num_frames, *frame_HWC.shape), np.uint8)
-        if frame_HWC.shape != self.frames_THWC.shape[1:]:
-            sizes = sorted({frame_HWC.shape[:2], self.frames_THWC.shape[1:3]})
+            self.frames_ThwC = np.empty((self._num_frames, *frame_hwC.shape), np.uint8)
+        if frame_hwC.shape != self.frames_ThwC.shape[1:]:
+            sizes = sorted({frame_hwC.shape[:2], self.frames_ThwC.shape[1:3]})
             raise VideoDecodeError(f"{self._name}: the frame size changes within the video: (height, width) {sizes}")
-        self.frames_THWC[row] = frame_HWC
+        self.frames_ThwC[row] = frame_hwC

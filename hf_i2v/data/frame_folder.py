@@ -1,6 +1,6 @@
 """A video that was stored as a folder of pictures.
 
-Shape suffixes: T frame, C channel, H height, W width.
+Shape suffixes: T frame, C channel, h height, w width.
 """
 
 import os
@@ -58,7 +58,7 @@ class FrameFolder:
         )
 
     def frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """The frames of these numbers, uint8 RGB (T, C, H, W).
+        """The frames of these numbers, uint8 RGB (T, C, h, w).
 
         Raises:
             VideoDecodeError: an index out of range, a damaged picture, pictures of several sizes, more than the limits
@@ -76,8 +76,8 @@ class FrameFolder:
         if len({picture.shape for picture in pictures.values()}) > 1:
             sizes = sorted({picture.shape[:2] for picture in pictures.values()})
             raise VideoDecodeError(f"{self.name}: the frame size changes: (height, width) {sizes}")
-        video_THWC = np.stack([pictures[index] for index in indices])
-        return torch.from_numpy(video_THWC).permute(0, 3, 1, 2)
+        video_ThwC = np.stack([pictures[index] for index in indices])
+        return torch.from_numpy(video_ThwC).permute(0, 3, 1, 2)
 
     def _picture(self, file: Path, num_frames: int) -> np.ndarray:
         try:

@@ -46,7 +46,7 @@ class ClipLoader:
             state = loader.state_dict()  # at any batch; load_state_dict continues after it
     ```
 
-    A batch is a dictionary: `pixel_values` (B, T, C, H, W), or (B, V, T, C, H, W) where a video has several views;
+    A batch is a dictionary: `pixel_values` (B, T, C, h, w), or (B, V, T, C, h, w) where a video has several views;
     `labels` (B,) int64; `ids` (B,) int64, the row of the data set that each clip is of; `is_padding` (B,) bool. A clip
     with `is_padding` is a repetition that fills up the last step or stands for a skipped video; leave it out of
     losses and metrics.

@@ -38,7 +38,7 @@ class Mix:
         """Mix a batch.
 
         Args:
-            pixels: (B, ..., H, W).
+            pixels: (B, ..., h, w).
             labels_B: (B,) int64.
             generator: source of randomness.
 

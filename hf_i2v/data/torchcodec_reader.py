@@ -73,7 +73,7 @@ class TorchcodecReader:
         return (frames.pts_seconds - frames.pts_seconds[0]).tolist()
 
     def frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """The frames of these numbers, uint8 RGB (T, C, H, W).
+        """The frames of these numbers, uint8 RGB (T, C, h, w).
 
         Raises:
             VideoDecodeError: an index out of range, damaged data.

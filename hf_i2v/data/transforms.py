@@ -1,9 +1,9 @@
 """Clip transforms: the same crop, flip and scale for every frame of a clip.
 
-Each transform is a small frozen dataclass, called with a clip of shape (T, C, H, W) and, where it is random, the
+Each transform is a small frozen dataclass, called with a clip of shape (T, C, h, w) and, where it is random, the
 generator to draw from (None: torch's global one). All but `Normalize` take and return uint8.
 
-Shape suffixes: T frame, C channel, H height, W width.
+Shape suffixes: T frame, C channel, h height, w width.
 """
 
 import json
@@ -38,8 +38,8 @@ class RandomHorizontalFlip:
         if isinstance(self.p, bool) or not 0 <= self.p <= 1:
             raise ValueError(f"the flip probability ({self.p}) must be a number in [0, 1], e.g. 0.5")
 
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        return frames_TCHW.flip(-1) if self.draw(generator) else frames_TCHW
+    def __call__(self, frames_TChw: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        return frames_TChw.flip(-1) if self.draw(generator) else frames_TChw
 
     def draw(self, generator: torch.Generator | None) -> bool:
         """Whether to mirror a clip."""
@@ -57,13 +57,13 @@ class Normalize:
         if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
             raise ValueError(f"mean ({self.mean}) and std ({self.std}) must be of one length, and std positive")
 
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        if frames_TCHW.shape[-3] != len(self.mean):
-            raise ValueError(f"frames have {frames_TCHW.shape[-3]} channels, mean and std have {len(self.mean)}")
-        mean_C11 = torch.tensor(self.mean, device=frames_TCHW.device).view(-1, 1, 1)
-        std_C11 = torch.tensor(self.std, device=frames_TCHW.device).view(-1, 1, 1)
-        frames_TCHW = frames_TCHW.to(torch.float32, memory_format=torch.contiguous_format)
-        return frames_TCHW.sub_(mean_C11 * 255).div_(std_C11 * 255)
+    def __call__(self, frames_TChw: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        if frames_TChw.shape[-3] != len(self.mean):
+            raise ValueError(f"frames have {frames_TChw.shape[-3]} channels, mean and std have {len(self.mean)}")
+        mean_C11 = torch.tensor(self.mean, device=frames_TChw.device).view(-1, 1, 1)
+        std_C11 = torch.tensor(self.std, device=frames_TChw.device).view(-1, 1, 1)
+        frames_TChw = frames_TChw.to(torch.float32, memory_format=torch.contiguous_format)
+        return frames_TChw.sub_(mean_C11 * 255).div_(std_C11 * 255)
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,7 +71,7 @@ class ClipTransform:
     """From uint8 frames to `pixel_values`, in three parts that `VideoClips` and `ClipLoader` use one by one.
 
     Args:
-        pixels: transforms on uint8 frames (T, C, H, W), one after the other: crops, colours. The last may add a
+        pixels: transforms on uint8 frames (T, C, h, w), one after the other: crops, colours. The last may add a
             dimension for several crops in front.
         flip: decided before the pixels' randomness and done after it, so that a label can follow. None: no flip.
         normalize: to float32, last of all; where batches have a device, there. None: pixels stay as they are.
@@ -81,19 +81,19 @@ class ClipTransform:
     flip: RandomHorizontalFlip | None = None
     normalize: Normalize | None = None
 
-    def __call__(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        frames_TCHW = self.uint8(frames_TCHW, generator, is_flipped=self.draw_flip(generator))
-        return frames_TCHW if self.normalize is None else self.normalize(frames_TCHW)
+    def __call__(self, frames_TChw: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        frames_TChw = self.uint8(frames_TChw, generator, is_flipped=self.draw_flip(generator))
+        return frames_TChw if self.normalize is None else self.normalize(frames_TChw)
 
     def draw_flip(self, generator: torch.Generator | None) -> bool:
         """Whether to mirror a clip."""
         return self.flip is not None and self.flip.draw(generator)
 
-    def uint8(self, frames_TCHW: torch.Tensor, generator: torch.Generator | None, *, is_flipped: bool) -> torch.Tensor:
+    def uint8(self, frames_TChw: torch.Tensor, generator: torch.Generator | None, *, is_flipped: bool) -> torch.Tensor:
         """All but the normalisation."""
         for transform in self.pixels:
-            frames_TCHW = transform(frames_TCHW, generator)
-        return frames_TCHW.flip(-1) if is_flipped else frames_TCHW
+            frames_TChw = transform(frames_TChw, generator)
+        return frames_TChw.flip(-1) if is_flipped else frames_TChw
 
     @property
     def num_crops(self) -> int:
@@ -151,7 +151,7 @@ def train_transform(
         erase: probability of erasing a box, see `RandomErasing`.
 
     Returns:
-        A picklable callable `(frames_TCHW uint8, generator) -> float32 (T, C, size, size)`.
+        A picklable callable `(frames_TChw uint8, generator) -> float32 (T, C, size, size)`.
     """
     transforms: list[Transform] = [RandomResizedCrop(size, scale=tuple(scale), interpolation=interpolation)]
     if short_side is not None:

@@ -65,7 +65,8 @@ class SelfAttentionBlock(nn.Module):
         self.mlp = mlp(width, mlp_ratio)
 
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
-        x_BND = x_BND + self.out(attention(*self.qkv(self.norm1(x_BND)).chunk(3, dim=-1), self.num_heads))
+        q_BND, k_BND, v_BND = self.qkv(self.norm1(x_BND)).chunk(3, dim=-1)
+        x_BND = x_BND + self.out(attention(q_BND, k_BND, v_BND, self.num_heads))
         return x_BND + self.mlp(self.norm2(x_BND))
 
 

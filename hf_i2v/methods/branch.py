@@ -4,7 +4,7 @@ The frozen model runs without a graph. What the branch reads of it depends on th
 once and come from a cache ever after (`hf_i2v.feature_cache`).
 """
 
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ class FrozenFeatures(NamedTuple):
     first_block: int | None = None
     image_size: tuple[int, int] | None = None  # height and width of the frames that `entering` was made from
 
-    def to(self, *args, **kwargs) -> "FrozenFeatures":
+    def to(self, *args: Any, **kwargs: Any) -> "FrozenFeatures":
         """All tensors moved, as by `torch.Tensor.to`."""
         return FrozenFeatures(*(x.to(*args, **kwargs) if isinstance(x, torch.Tensor) else x for x in self))
 

@@ -16,6 +16,7 @@ axes, so that its convolution is not along frequency; this is the equation of th
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,7 +97,7 @@ class Frame2FreqAdapter(SiteModule):
         nn.init.zeros_(self.down.bias)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, x_MND: torch.Tensor, *, num_frames: int, **_) -> torch.Tensor:
+    def forward(self, x_MND: torch.Tensor, *, num_frames: int, **_: Any) -> torch.Tensor:
         if x_MND.shape[1] == self.num_prefix_tokens:  # the last block of a model that goes on without the patches
             return x_MND
         z_MNR = self.down(x_MND.to(self.down.weight.dtype))

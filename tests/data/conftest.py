@@ -30,7 +30,7 @@ def _write_video(
     if codec not in av.codecs_available:
         pytest.skip(f"this FFmpeg has no {codec}")
     rng = np.random.default_rng(0)
-    backdrop_HWC = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    backdrop_hwC = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=container_options or {}) as container:
         container.metadata.update({"title": title} if title else {})
@@ -46,9 +46,9 @@ def _write_video(
                 noise = av.AudioFrame.from_ndarray(rng.normal(0, 0.1, (1, 800)).astype(np.float32), "fltp", "mono")
                 noise.sample_rate, noise.pts = 8000, 800 * number
                 container.mux(audio.encode(noise))
-            frame_HWC = np.roll(backdrop_HWC, 3 * number, axis=1)
-            frame_HWC[:8] = number * 255 // num_frames
-            frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")
+            frame_hwC = np.roll(backdrop_hwC, 3 * number, axis=1)
+            frame_hwC[:8] = number * 255 // num_frames
+            frame = av.VideoFrame.from_ndarray(frame_hwC, format="rgb24")
             if first_pts or pts_step:
                 frame.time_base, frame.pts = Fraction(1, 10), first_pts + sum(islice(cycle(pts_step or (1,)), number))
             container.mux(stream.encode(frame))
@@ -81,7 +81,7 @@ def _write_audio(path: Path, *, cover_art: bool = False) -> Path:
 
 
 def _decode_all(path: Path) -> np.ndarray:
-    """Every frame in PyAV's plainest way, (T, H, W, C): what the reader must agree with, bit for bit."""
+    """Every frame in PyAV's plainest way, (T, h, w, C): what the reader must agree with, bit for bit."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 

@@ -38,8 +38,8 @@ def generator(seed=0):
 
 def clip(num_frames=3, height=24, width=32):
     """Channels last in memory, as frames come out of the decoder."""
-    frames_THWC = torch.randint(0, 256, (num_frames, height, width, 3), dtype=torch.uint8, generator=generator())
-    return frames_THWC.permute(0, 3, 1, 2)
+    frames_ThwC = torch.randint(0, 256, (num_frames, height, width, 3), dtype=torch.uint8, generator=generator())
+    return frames_ThwC.permute(0, 3, 1, 2)
 
 
 RANDOM = [
@@ -54,27 +54,27 @@ RANDOM = [
 
 @pytest.mark.parametrize("transform", RANDOM, ids=lambda transform: type(transform).__name__)
 def test_same_for_all_frames_and_by_the_generator_only(transform):
-    still_TCHW = clip(num_frames=1).expand(4, -1, -1, -1)
-    before_TCHW = still_TCHW.clone()
+    still_TChw = clip(num_frames=1).expand(4, -1, -1, -1)
+    before_TChw = still_TChw.clone()
     outcomes = []
     for seed in range(20):
-        out_TCHW = transform(still_TCHW, generator(seed))
-        assert out_TCHW.dtype == (torch.float32 if isinstance(transform, ClipTransform) else torch.uint8)
-        assert all(torch.equal(frame_CHW, out_TCHW[0]) for frame_CHW in out_TCHW)
+        out_TChw = transform(still_TChw, generator(seed))
+        assert out_TChw.dtype == (torch.float32 if isinstance(transform, ClipTransform) else torch.uint8)
+        assert all(torch.equal(frame_Chw, out_TChw[0]) for frame_Chw in out_TChw)
         torch.manual_seed(seed + 1)
-        assert torch.equal(out_TCHW, transform(still_TCHW, generator(seed)))
-        outcomes.append(tuple(out_TCHW.flatten().tolist()))
+        assert torch.equal(out_TChw, transform(still_TChw, generator(seed)))
+        outcomes.append(tuple(out_TChw.flatten().tolist()))
     assert len(set(outcomes)) > 10
-    assert torch.equal(still_TCHW, before_TCHW)
+    assert torch.equal(still_TChw, before_TChw)
 
 
 def test_rand_augment_operations():
     """Each of the 14 does what Pillow does to single pictures, and nothing leaks from frame to frame."""
-    frames_TCHW = clip() // 2 + 40  # a range that autocontrast can widen
-    pictures = [Image.fromarray(frame_HWC.numpy()) for frame_HWC in frames_TCHW.permute(0, 2, 3, 1)]
+    frames_TChw = clip() // 2 + 40  # a range that autocontrast can widen
+    pictures = [Image.fromarray(frame_hwC.numpy()) for frame_hwC in frames_TChw.permute(0, 2, 3, 1)]
     assert len(_OPERATIONS) == 14
-    outcomes = [_from_tall(op(_to_tall(frames_TCHW), 3, 0.8, 1.0), 3) for op in _OPERATIONS]
-    assert torch.equal(outcomes[0], frames_TCHW)
+    outcomes = [_from_tall(op(_to_tall(frames_TChw), 3, 0.8, 1.0), 3) for op in _OPERATIONS]
+    assert torch.equal(outcomes[0], frames_TChw)
     for number, expected in {
         4: lambda picture: ImageOps.solarize(picture, round(256 * 0.2)),
         5: lambda picture: ImageOps.posterize(picture, 5),
@@ -82,17 +82,17 @@ def test_rand_augment_operations():
         8: lambda picture: ImageEnhance.Brightness(picture).enhance(1.72),
         9: lambda picture: ImageEnhance.Sharpness(picture).enhance(1.72),
     }.items():
-        wanted_THWC = np.stack([np.asarray(expected(picture)) for picture in pictures])
-        assert np.array_equal(outcomes[number].permute(0, 2, 3, 1).numpy(), wanted_THWC), number
-    for number, out_TCHW in enumerate(outcomes[1:], start=1):
-        assert out_TCHW.shape == frames_TCHW.shape and not torch.equal(out_TCHW, frames_TCHW), number
+        wanted_ThwC = np.stack([np.asarray(expected(picture)) for picture in pictures])
+        assert np.array_equal(outcomes[number].permute(0, 2, 3, 1).numpy(), wanted_ThwC), number
+    for number, out_TChw in enumerate(outcomes[1:], start=1):
+        assert out_TChw.shape == frames_TChw.shape and not torch.equal(out_TChw, frames_TChw), number
     for number in (3, 9, 10, 11, 12, 13):  # operations that move pixels see one frame at a time
-        alone = _from_tall(_OPERATIONS[number](_to_tall(frames_TCHW[1:2]), 1, 0.8, 1.0), 1)
+        alone = _from_tall(_OPERATIONS[number](_to_tall(frames_TChw[1:2]), 1, 0.8, 1.0), 1)
         assert torch.equal(outcomes[number][1:2], alone), number
-    shifted_TCHW = _from_tall(_OPERATIONS[12](_to_tall(frames_TCHW), 3, 0.5 / 0.9, 1.0), 3)
-    assert torch.equal(shifted_TCHW[..., :24], frames_TCHW[..., 8:])  # a quarter of 32 columns
+    shifted_TChw = _from_tall(_OPERATIONS[12](_to_tall(frames_TChw), 3, 0.5 / 0.9, 1.0), 3)
+    assert torch.equal(shifted_TChw[..., :24], frames_TChw[..., 8:])  # a quarter of 32 columns
     mild = RandAugment(num_ops=1, magnitude=0, magnitude_std=0)
-    moved = [(mild(frames_TCHW, generator(seed)).int() - frames_TCHW.int()).abs().max() for seed in range(60)]
+    moved = [(mild(frames_TChw, generator(seed)).int() - frames_TChw.int()).abs().max() for seed in range(60)]
     assert sum(value <= 1 for value in moved) > 40  # at no strength only autocontrast and equalize do anything
 
 
@@ -105,46 +105,46 @@ def test_brightness_and_contrast_are_pillows(factor):
 
 
 def test_color_jitter():
-    frames_TCHW = clip()
+    frames_TChw = clip()
     for seed in range(5):
-        grey_TCHW = ColorJitter(0, 0, 1.0)(frames_TCHW[:, :1].expand(-1, 3, -1, -1), generator(seed))
-        assert (grey_TCHW.amax(1) - grey_TCHW.amin(1)).max() <= 1  # saturation leaves grey alone
-        turned_TCHW = ColorJitter(0, 0, 0, 0.5)(frames_TCHW, generator(seed))
-        assert (turned_TCHW.amax(1).int() - frames_TCHW.amax(1).int()).abs().max() <= 4  # the value of HSV stays
-    bright = [ColorJitter(0.5, 0, 0)(frames_TCHW, generator(seed)).float().mean() for seed in range(20)]
-    assert max(bright) > frames_TCHW.float().mean() * 1.1 and min(bright) < frames_TCHW.float().mean() * 0.9
-    assert torch.equal(ColorJitter(0, 0, 0)(frames_TCHW, generator()), frames_TCHW)
+        grey_TChw = ColorJitter(0, 0, 1.0)(frames_TChw[:, :1].expand(-1, 3, -1, -1), generator(seed))
+        assert (grey_TChw.amax(1) - grey_TChw.amin(1)).max() <= 1  # saturation leaves grey alone
+        turned_TChw = ColorJitter(0, 0, 0, 0.5)(frames_TChw, generator(seed))
+        assert (turned_TChw.amax(1).int() - frames_TChw.amax(1).int()).abs().max() <= 4  # the value of HSV stays
+    bright = [ColorJitter(0.5, 0, 0)(frames_TChw, generator(seed)).float().mean() for seed in range(20)]
+    assert max(bright) > frames_TChw.float().mean() * 1.1 and min(bright) < frames_TChw.float().mean() * 0.9
+    assert torch.equal(ColorJitter(0, 0, 0)(frames_TChw, generator()), frames_TChw)
 
 
 def test_each_colour_has_its_own_draw():
     """The factors are those of the first to the fourth number that the generator gives."""
-    frames_TCHW = clip(num_frames=1)
+    frames_TChw = clip(num_frames=1)
     drawn = (2 * torch.rand(4, dtype=torch.float64, generator=generator(5)) - 1).tolist()
     assert len({round(abs(value), 3) for value in drawn}) == 4
-    (picture,) = (Image.fromarray(frame.numpy()) for frame in frames_TCHW.permute(0, 2, 3, 1))
+    (picture,) = (Image.fromarray(frame.numpy()) for frame in frames_TChw.permute(0, 2, 3, 1))
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for number, enhancer in enumerate(enhancers):
         widths = [0.0] * 3
         widths[number] = 0.4
         wanted = np.asarray(enhancer(picture).enhance(1 + 0.4 * drawn[number]))
-        out_TCHW = ColorJitter(*widths)(frames_TCHW, generator(5))
-        assert np.array_equal(out_TCHW[0].permute(1, 2, 0).numpy(), wanted), number
+        out_TChw = ColorJitter(*widths)(frames_TChw, generator(5))
+        assert np.array_equal(out_TChw[0].permute(1, 2, 0).numpy(), wanted), number
     pure = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     hsv = picture.convert("HSV"), Image.fromarray(pure[0].permute(1, 2, 0).numpy()).convert("HSV")
-    turned_TCHW = ColorJitter(0, 0, 0, hue=0.5)(pure, generator(5))
-    turned = Image.fromarray(turned_TCHW[0].permute(1, 2, 0).contiguous().numpy()).convert("HSV")
+    turned_TChw = ColorJitter(0, 0, 0, hue=0.5)(pure, generator(5))
+    turned = Image.fromarray(turned_TChw[0].permute(1, 2, 0).contiguous().numpy()).convert("HSV")
     shift = (turned.getpixel((0, 0))[0] - hsv[1].getpixel((0, 0))[0]) % 256
     assert abs(shift - round(255 * 0.5 * drawn[3]) % 256) <= 1
 
 
 def test_erased_boxes_are_as_often_wide_as_tall():
     """Ratios are drawn evenly on a logarithmic scale: r and 1/r are as likely."""
-    frames_TCHW = clip(num_frames=1, height=200, width=200)
+    frames_TChw = clip(num_frames=1, height=200, width=200)
     logs = []
     for seed in range(300):
-        out_TCHW = RandomErasing(p=1.0, scale=(0.05, 0.05))(frames_TCHW, generator(seed))
-        changed_HW = (out_TCHW != frames_TCHW).any(0).any(0)
-        height, width = changed_HW.any(1).sum(), changed_HW.any(0).sum()
+        out_TChw = RandomErasing(p=1.0, scale=(0.05, 0.05))(frames_TChw, generator(seed))
+        changed_hw = (out_TChw != frames_TChw).any(0).any(0)
+        height, width = changed_hw.any(1).sum(), changed_hw.any(0).sum()
         logs.append(math.log(height / width))
     low, high = math.log(0.3), math.log(10 / 3)
     fractions = np.histogram(logs, bins=4, range=(low - 0.05, high + 0.05))[0] / 300
@@ -161,30 +161,30 @@ def test_short_side_jitter_reaches_both_ends(monkeypatch):
 
 
 def test_random_erasing():
-    frames_TCHW = clip(height=50, width=50)
+    frames_TChw = clip(height=50, width=50)
     shares = []
     for seed in range(100):
-        out_TCHW = RandomErasing(p=0.5)(frames_TCHW, generator(seed))
-        changed_HW = (out_TCHW != frames_TCHW).any(0).any(0)
-        shares.append(float(changed_HW.float().mean()))
-        rows, columns = changed_HW.any(1).nonzero(), changed_HW.any(0).nonzero()
+        out_TChw = RandomErasing(p=0.5)(frames_TChw, generator(seed))
+        changed_hw = (out_TChw != frames_TChw).any(0).any(0)
+        shares.append(float(changed_hw.float().mean()))
+        rows, columns = changed_hw.any(1).nonzero(), changed_hw.any(0).nonzero()
         if len(rows):  # one box
             box = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
-            assert changed_HW.sum() > 0.95 * box
+            assert changed_hw.sum() > 0.95 * box
     assert 0.35 < np.mean([share > 0 for share in shares]) < 0.65
     assert max(shares) < 0.36 and min(share for share in shares if share) > 0.01
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 40), (40, 16), (16, 16)])
 def test_three_crops(height, width, caplog):
-    frames_TCHW = clip(height=height, width=width)
-    crops = ThreeCrops(16)(frames_TCHW)
+    frames_TChw = clip(height=height, width=width)
+    crops = ThreeCrops(16)(frames_TChw)
     assert crops.shape == (3, 3, 3, 16, 16)
-    for crop_TCHW, start in zip(crops, (0, (max(height, width) - 16) // 2, max(height, width) - 16), strict=True):
+    for crop_TChw, start in zip(crops, (0, (max(height, width) - 16) // 2, max(height, width) - 16), strict=True):
         rows, columns = (
             (slice(start, start + 16), slice(None)) if height > width else (slice(None), slice(start, start + 16))
         )
-        assert torch.equal(crop_TCHW, frames_TCHW[..., rows, columns])
+        assert torch.equal(crop_TChw, frames_TChw[..., rows, columns])
     assert ("its three crops are identical" in caplog.text) == (height == width)
 
 
@@ -284,8 +284,8 @@ def test_a_callable_of_ones_own(path):
     """Labels cannot follow flips that nobody can see; transforms of ours in a row are sorted into their parts."""
     pairs = {"flip_labels": {"up": "down"}}
     with pytest.raises(ValueError, match=r"flip_labels \(\{'up': 'down'\}\) cannot follow the flips of <function"):
-        make_clips(path, transform=lambda frames_TCHW, generator: frames_TCHW.flip(-1), **pairs)
-    assert make_clips(path, transform=lambda frames_TCHW, _: frames_TCHW[..., :8])[0]["pixel_values"].shape[-1] == 8
+        make_clips(path, transform=lambda frames_TChw, generator: frames_TChw.flip(-1), **pairs)
+    assert make_clips(path, transform=lambda frames_TChw, _: frames_TChw[..., :8])[0]["pixel_values"].shape[-1] == 8
     flip, normalize = RandomHorizontalFlip(1.0), Normalize((0.5,) * 3, (0.5,) * 3)
     row = Compose((RandomResizedCrop(16, scale=(1, 1)), flip, normalize))
     assert row == ClipTransform((RandomResizedCrop(16, scale=(1, 1)),), flip, normalize)

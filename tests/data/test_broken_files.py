@@ -67,8 +67,8 @@ def versions(request, tmp_path_factory, write_video, write_audio):
 def test_damaged_files(tmp_path, versions):
     """Either an error that names the file, or a clip: of a truncated file its first frames (the last may lack B-frames
     before it), of a damaged one frames of the whole one, but for flipped bits that are a valid bitstream by chance."""
-    whole_TCHW, files = versions
-    number_of = {frame_CHW.numpy().tobytes(): number for number, frame_CHW in enumerate(whole_TCHW)}
+    whole_TChw, files = versions
+    number_of = {frame_Chw.numpy().tobytes(): number for number, frame_Chw in enumerate(whole_TChw)}
     assert len(number_of) == NUM_FRAMES
     outcomes, wrong = {}, []
     for name, content in files.items():
@@ -79,14 +79,14 @@ def test_damaged_files(tmp_path, versions):
                 indices = uniform_indices(num_video_frames=video.num_frames, num_frames=8)
                 if name.startswith("truncated"):
                     indices = range(video.num_frames)
-                frames_TCHW = video.frames(indices)
+                frames_TChw = video.frames(indices)
         except VideoDecodeError as error:
             assert path.name in str(error)
             outcomes[name] = "error"
             continue
-        assert frames_TCHW.shape[:2] == (len(indices), 3)
+        assert frames_TChw.shape[:2] == (len(indices), 3)
         outcomes[name] = "clip"
-        numbers = [number_of.get(frame_CHW.numpy().tobytes()) for frame_CHW in frames_TCHW]
+        numbers = [number_of.get(frame_Chw.numpy().tobytes()) for frame_Chw in frames_TChw]
         if name.startswith("truncated"):
             assert None not in numbers and numbers == sorted(set(numbers)), name
             assert numbers[:-2] == list(range(len(numbers)))[:-2], name
@@ -100,7 +100,7 @@ def test_damaged_files(tmp_path, versions):
 def test_damaged_headers(tmp_path, versions):
     """Bytes of the first 3 kB overwritten, which for mp4 is all of its tables: a `VideoDecodeError`, or a clip whose
     frames are of the size of the video, and several of each."""
-    whole_TCHW, files = versions
+    whole_TChw, files = versions
     path = tmp_path / "damaged.mp4"
     outcomes = {"error": 0, "whole": 0, "other": 0}
     for seed in range(100):
@@ -111,14 +111,14 @@ def test_damaged_headers(tmp_path, versions):
         path.write_bytes(content)
         try:
             with VideoReader(path) as video:
-                frames_TCHW = video.frames([0, video.num_frames - 1])
-                assert torch.equal(video.frames([video.num_frames - 1])[0], frames_TCHW[1])
+                frames_TChw = video.frames([0, video.num_frames - 1])
+                assert torch.equal(video.frames([video.num_frames - 1])[0], frames_TChw[1])
         except VideoDecodeError as error:
             assert path.name in str(error)
             outcomes["error"] += 1
             continue
-        assert frames_TCHW.shape[:2] == (2, 3)
-        is_whole = torch.equal(frames_TCHW, whole_TCHW[[0, -1]])
+        assert frames_TChw.shape[:2] == (2, 3)
+        is_whole = torch.equal(frames_TChw, whole_TChw[[0, -1]])
         outcomes["whole" if is_whole else "other"] += 1
     # some bytes matter and some do not
     assert outcomes["error"] >= 5 and outcomes["whole"] >= 1 and outcomes["whole"] + outcomes["other"] >= 5, outcomes
@@ -151,9 +151,9 @@ def test_a_request_gives_the_same_pixels_whatever_was_read_before(
         for count in (4, 5):
             with VideoReader(bytes(content)) as video:
                 indices = uniform_indices(num_video_frames=video.num_frames, num_frames=count)
-                first_TCHW = video.frames(indices)
-                assert torch.equal(video.frames(range(video.num_frames))[indices], first_TCHW), seed
-                assert torch.equal(video.frames(indices), first_TCHW), seed
+                first_TChw = video.frames(indices)
+                assert torch.equal(video.frames(range(video.num_frames))[indices], first_TChw), seed
+                assert torch.equal(video.frames(indices), first_TChw), seed
 
 
 def test_key_frames_that_are_none(tmp_path, write_video, decode_all):
@@ -161,12 +161,12 @@ def test_key_frames_that_are_none(tmp_path, write_video, decode_all):
     path = write_video(tmp_path / "clip.avi", codec="msmpeg4v2", num_frames=NUM_FRAMES, g="12")
     content = path.read_bytes()
     path.write_bytes(content[: content.rindex(b"idx1")])
-    every_THWC = decode_all(path)
+    every_ThwC = decode_all(path)
     with VideoReader(path) as video:
         assert all(video._packets._is_key)
         for indices in ([20], [5, 17], range(NUM_FRAMES)):
-            frames_TCHW = video.frames(indices)
-            assert np.array_equal(frames_TCHW.permute(0, 2, 3, 1).numpy(), every_THWC[list(indices)])
+            frames_TChw = video.frames(indices)
+            assert np.array_equal(frames_TChw.permute(0, 2, 3, 1).numpy(), every_ThwC[list(indices)])
 
 
 def test_time_stamps_that_are_damaged(tmp_path, write_video, decode_all):
@@ -178,8 +178,8 @@ def test_time_stamps_that_are_damaged(tmp_path, write_video, decode_all):
         place += 12 + int.from_bytes(content[place : place + 4], "little")
     content[place + 6] ^= 4
     path.write_bytes(content)
-    frames_TCHW = decode_frames(path, range(NUM_FRAMES))
-    assert np.array_equal(frames_TCHW.permute(0, 2, 3, 1).numpy(), decode_all(path))
+    frames_TChw = decode_frames(path, range(NUM_FRAMES))
+    assert np.array_equal(frames_TChw.permute(0, 2, 3, 1).numpy(), decode_all(path))
 
 
 def test_fuzzing(tmp_path, monkeypatch):
@@ -231,7 +231,7 @@ def test_length_that_the_header_lies_about(tmp_path, write_video):
 def test_damage_before_a_wanted_frame_is_never_shown(tmp_path, write_video):
     """FFmpeg marks the damaged frame, but not those that are predicted from it."""
     path = write_video(tmp_path / "clip.mp4", num_frames=40, bf="0", g="20", height=96, width=128)
-    whole_TCHW = decode_frames(path, range(40))
+    whole_TChw = decode_frames(path, range(40))
     with av.open(str(path)) as container:
         places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     content = path.read_bytes()
@@ -243,7 +243,7 @@ def test_damage_before_a_wanted_frame_is_never_shown(tmp_path, write_video):
         path.write_bytes(damaged)
         group = range(number // 20 * 20, number // 20 * 20 + 20)
         clean = [i for i in range(40) if i not in group]
-        assert np.array_equal(decode_frames(path, clean).numpy(), whole_TCHW[clean].numpy())
+        assert np.array_equal(decode_frames(path, clean).numpy(), whole_TChw[clean].numpy())
         with av.open(str(path)) as container:  # some damage is a valid bitstream again, which nobody can tell
             marked = any(frame.is_corrupt for frame in container.decode(video=0))
         if marked:
@@ -324,8 +324,9 @@ def test_check_videos_goes_on(tmp_path, write_video, monkeypatch):
     arguments += ["--video_timeout", 1]
     assert check_videos.main([str(argument) for argument in arguments]) == 1
     reasons = {bad["id"]: bad["reason"] for bad in map(json.loads, output.read_text().splitlines())}
-    killed = "decoding it kills the process, or one step of it takes longer than twice the 1 seconds of "
-    killed += "--video_timeout"
+    killed = (
+        "decoding it kills the process, or one step of it takes longer than twice the 1 seconds of --video_timeout"
+    )
     assert reasons == {
         3: f"{paths[3]}: {killed}",
         5: f"{paths[5]}: MemoryError: too large",

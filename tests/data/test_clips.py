@@ -135,8 +135,8 @@ def test_items_and_batches(train):
     item = items[4]
     path = train[4]["video"]["path"]
     # 13 frames in 4 segments [0,3) [3,6) [6,9) [9,13)
-    expected_TCHW = eval_transform(**LOOK)(decode_frames(path, [1, 4, 7, 11]))
-    assert torch.equal(item["pixel_values"], expected_TCHW)
+    expected_TChw = eval_transform(**LOOK)(decode_frames(path, [1, 4, 7, 11]))
+    assert torch.equal(item["pixel_values"], expected_TChw)
     assert item["labels"] == train[4]["label"] == 1
 
     batch = collate([items[i] for i in range(len(items))])
@@ -177,16 +177,16 @@ def test_randomness_is_seed_epoch_and_index(train):
         items.set_epoch(epoch)
         return items[index]["pixel_values"]
 
-    first_TCHW = draw()
+    first_TChw = draw()
     torch.manual_seed(5)
     random.seed(5)
-    assert torch.equal(draw(), first_TCHW)
-    assert not torch.equal(draw(seed=1), first_TCHW)
-    assert not torch.equal(draw(epoch=1), first_TCHW)
+    assert torch.equal(draw(), first_TChw)
+    assert not torch.equal(draw(seed=1), first_TChw)
+    assert not torch.equal(draw(epoch=1), first_TChw)
     still = clips(train, train=False)
-    before_TCHW = still[0]["pixel_values"]
+    before_TChw = still[0]["pixel_values"]
     still.set_epoch(1)
-    assert torch.equal(still[0]["pixel_values"], before_TCHW)
+    assert torch.equal(still[0]["pixel_values"], before_TChw)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -221,10 +221,10 @@ def test_moving_digits(tmp_path, monkeypatch):
         again = path.replace("/one/", "/two/")
         assert Path(path).read_bytes() == Path(again).read_bytes()  # the seed decides everything
         # The centre of the digit runs in the labelled direction, and along that axis only.
-        frames_THW = decode_frames(path, range(6))[:, 0].float()
+        frames_Thw = decode_frames(path, range(6))[:, 0].float()
         place_H, place_W = torch.arange(32.0)[:, None], torch.arange(32.0)
-        mass_T = frames_THW.sum((1, 2))
-        down, right = ((frames_THW * place).sum((1, 2)) / mass_T for place in (place_H, place_W))
+        mass_T = frames_Thw.sum((1, 2))
+        down, right = ((frames_Thw * place).sum((1, 2)) / mass_T for place in (place_H, place_W))
         moved = {"moves_down": down, "moves_left": -right, "moves_right": right, "moves_up": -down}[
             names[row["label"]]
         ]

@@ -76,32 +76,32 @@ def video_file(tmp_path, write_video):
 @pytest.mark.parametrize("case", FILES)
 def test_frames_are_those_of_decoding_everything(case, video_file, decode_all):
     path = video_file(case)
-    every_THWC = decode_all(path)
-    num_frames = len(every_THWC)
+    every_ThwC = decode_all(path)
+    num_frames = len(every_ThwC)
     info = probe(path)
     assert info.num_frames == num_frames
-    assert (info.height, info.width) == every_THWC.shape[1:3]
+    assert (info.height, info.width) == every_ThwC.shape[1:3]
 
     rng = np.random.default_rng(1)
     draws = [list(range(num_frames)), [num_frames - 1], [0]]
     draws += [rng.integers(num_frames, size=5).tolist() for _ in range(4)]  # unsorted, with repeats
     with VideoReader(path) as video:
         for indices in draws:  # one open video can be asked again and again
-            frames_TCHW = video.frames(indices)
-            assert frames_TCHW.dtype == torch.uint8
-            assert np.array_equal(frames_TCHW.permute(0, 2, 3, 1).numpy(), every_THWC[indices]), indices
+            frames_TChw = video.frames(indices)
+            assert frames_TChw.dtype == torch.uint8
+            assert np.array_equal(frames_TChw.permute(0, 2, 3, 1).numpy(), every_ThwC[indices]), indices
 
 
 @pytest.mark.parametrize("case", FILES)
 def test_very_large_files_are_read_in_windows(case, video_file, decode_all, monkeypatch):
     monkeypatch.setattr("hf_i2v.data.packets.MAX_HELD_BYTES", 0)
     path = video_file(case)
-    every_THWC = decode_all(path)
+    every_ThwC = decode_all(path)
     with VideoReader(path) as video:
-        assert video._packets._held is None and video.num_frames == len(every_THWC)
-        for indices in ([len(every_THWC) - 1, 0], [0], [len(every_THWC) * 2 // 3], [0, len(every_THWC) // 2]):
-            frames_TCHW = video.frames(indices)
-            assert np.array_equal(frames_TCHW.permute(0, 2, 3, 1).numpy(), every_THWC[indices]), indices
+        assert video._packets._held is None and video.num_frames == len(every_ThwC)
+        for indices in ([len(every_ThwC) - 1, 0], [0], [len(every_ThwC) * 2 // 3], [0, len(every_ThwC) // 2]):
+            frames_TChw = video.frames(indices)
+            assert np.array_equal(frames_TChw.permute(0, 2, 3, 1).numpy(), every_ThwC[indices]), indices
 
 
 def test_times(tmp_path, write_video):
@@ -117,10 +117,10 @@ def test_times(tmp_path, write_video):
 def test_scaling_while_converting(tmp_path, write_video, height, width, new):
     path = write_video(tmp_path / "clip.mp4", height=height, width=width, num_frames=3)
     with VideoReader(path) as video:
-        scaled_TCHW = video.frames([0, 2], short_side=24)
-        assert scaled_TCHW.shape == (2, 3, *new)
-        whole_TCHW = torch.nn.functional.interpolate(video.frames([0, 2]), new, mode="bicubic", antialias=True)
-        assert (scaled_TCHW.float() - whole_TCHW.float()).abs().mean() < 12  # other filters, on noise
+        scaled_TChw = video.frames([0, 2], short_side=24)
+        assert scaled_TChw.shape == (2, 3, *new)
+        whole_TChw = torch.nn.functional.interpolate(video.frames([0, 2]), new, mode="bicubic", antialias=True)
+        assert (scaled_TChw.float() - whole_TChw.float()).abs().mean() < 12  # other filters, on noise
         with pytest.raises(ValueError, match=r"short_side \(0\)"):
             video.frames([0], short_side=0)
 
@@ -128,13 +128,13 @@ def test_scaling_while_converting(tmp_path, write_video, height, width, new):
 def test_sources(video_file):
     path = video_file()
     indices = [7, 2, 2]
-    expected_TCHW = decode_frames(path, indices)
-    assert torch.equal(decode_frames(str(path), indices), expected_TCHW)
-    assert torch.equal(decode_frames(path.read_bytes(), indices), expected_TCHW)
+    expected_TChw = decode_frames(path, indices)
+    assert torch.equal(decode_frames(str(path), indices), expected_TChw)
+    assert torch.equal(decode_frames(path.read_bytes(), indices), expected_TChw)
     with open(path, "rb") as file:
         for _ in range(2):  # left open, and read from the start wherever it stands
-            assert torch.equal(decode_frames(file, indices), expected_TCHW)
-    assert torch.equal(decode_frames(io.BytesIO(path.read_bytes()), np.array(indices)), expected_TCHW)
+            assert torch.equal(decode_frames(file, indices), expected_TChw)
+    assert torch.equal(decode_frames(io.BytesIO(path.read_bytes()), np.array(indices)), expected_TChw)
 
 
 def test_probe(video_file):
@@ -145,9 +145,9 @@ def test_probe(video_file):
 @pytest.mark.parametrize("degrees", [90, 180, -90])
 def test_rotation_is_applied(tmp_path, degrees, write_video, decode_all):
     path = write_video(tmp_path / "phone.mp4", rotation=degrees, num_frames=3)
-    upright_THWC = np.rot90(decode_all(path), degrees // 90, axes=(1, 2))  # both count counter-clockwise
-    assert np.array_equal(decode_frames(path, [0, 1, 2]).permute(0, 2, 3, 1).numpy(), upright_THWC)
-    assert (probe(path).height, probe(path).width) == upright_THWC.shape[1:3]
+    upright_ThwC = np.rot90(decode_all(path), degrees // 90, axes=(1, 2))  # both count counter-clockwise
+    assert np.array_equal(decode_frames(path, [0, 1, 2]).permute(0, 2, 3, 1).numpy(), upright_ThwC)
+    assert (probe(path).height, probe(path).width) == upright_ThwC.shape[1:3]
 
 
 def test_decodes_no_more_than_it_must(tmp_path, monkeypatch, write_video):
@@ -180,10 +180,10 @@ def test_truncated_file_is_as_long_as_its_whole_frames(tmp_path, write_video):
         assert container.streams.video[0].frames == 20  # what the header still claims
     with VideoReader(path) as video:
         assert 5 < video.num_frames < 20
-        frames_TCHW = video.frames(range(video.num_frames))
+        frames_TChw = video.frames(range(video.num_frames))
     # The picture shown last may have lost a later one that it was predicted from; those before are intact.
     num_intact = video.num_frames - 4
-    assert torch.equal(frames_TCHW[:num_intact], decode_frames(whole, range(num_intact)))
+    assert torch.equal(frames_TChw[:num_intact], decode_frames(whole, range(num_intact)))
 
 
 def test_damaged_file(tmp_path, write_video):

@@ -75,8 +75,8 @@ def test_batches(clips):
     for batch in batches:
         assert set(batch) == {"pixel_values", "labels", "ids", "is_padding"}
         assert torch.equal(batch["ids"], batch["labels"]) and not batch["is_padding"].any()
-        for pixels_TCHW, index in zip(batch["pixel_values"], batch["ids"], strict=True):
-            assert torch.equal(pixels_TCHW, clips.clip(int(index), epoch=0)["pixel_values"])
+        for pixels_TChw, index in zip(batch["pixel_values"], batch["ids"], strict=True):
+            assert torch.equal(pixels_TChw, clips.clip(int(index), epoch=0)["pixel_values"])
 
 
 def test_order_depends_on_seed_and_epoch_only(clips):
@@ -281,8 +281,8 @@ def test_bad_videos_are_left_out_of_evaluation(paths, tmp_path, caplog):
     assert "evaluation, epoch 0: 3 failures to read a video" in caplog.text
     assert [i for b in batches for i in b["ids"][~b["is_padding"]].tolist()] == list(range(2, 10))
     for batch in batches:  # labels go with the pixels
-        for pixels_TCHW, label in zip(batch["pixel_values"], batch["labels"], strict=True):
-            assert torch.equal(pixels_TCHW, clips.clip(int(label), epoch=0)["pixel_values"])
+        for pixels_TChw, label in zip(batch["pixel_values"], batch["labels"], strict=True):
+            assert torch.equal(pixels_TChw, clips.clip(int(label), epoch=0)["pixel_values"])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -60,14 +60,14 @@ def assert_holds(rows, expected, names=CLASSES):
     """Rows with the two columns, and the pixels of the files, whatever their order."""
     assert rows.features["video"] == Video(decode=False)
     assert rows.features["label"] == ClassLabel(names=names)
-    key = lambda label, clip_TCHW: (label, float(clip_TCHW.double().sum()))  # noqa: E731
+    key = lambda label, clip_TChw: (label, float(clip_TChw.double().sum()))  # noqa: E731
     clips = clips_of(rows)
     found = sorted(key(clips[i]["labels"], clips[i]["pixel_values"]) for i in range(len(clips)))
     direct = [
         (label, decode_frames(path, uniform_indices(num_video_frames=length, num_frames=3)))
         for label, path, length in expected
     ]
-    wanted = sorted(key(label, eval_transform(**LOOK)(frames_TCHW)) for label, frames_TCHW in direct)
+    wanted = sorted(key(label, eval_transform(**LOOK)(frames_TChw)) for label, frames_TChw in direct)
     assert [label for label, _ in found] == [label for label, _ in wanted]
     assert torch.allclose(torch.tensor([v for _, v in found]), torch.tensor([v for _, v in wanted]))
 
@@ -116,8 +116,8 @@ def test_folders_of_frames(tmp_path):
     videos = load_videos(train_dir=tmp_path / "set")["train"]
     assert videos.features["label"].names == CLASSES
     for video, item in enumerate([clips_of(videos)[0], clips_of(videos)[1]]):
-        frames_TCHW = pixels[video, [2, 6, 10]].permute(0, 3, 1, 2)
-        assert item["labels"] == video and torch.equal(item["pixel_values"], eval_transform(**LOOK)(frames_TCHW))
+        frames_TChw = pixels[video, [2, 6, 10]].permute(0, 3, 1, 2)
+        assert item["labels"] == video and torch.equal(item["pixel_values"], eval_transform(**LOOK)(frames_TChw))
     for file in (tmp_path / "set" / CLASSES[0] / "v").iterdir():
         file.write_bytes(b"torn")
     with pytest.raises(VideoDecodeError, match=r"img_2\.png: not a picture"):

@@ -33,7 +33,7 @@ def clip(num_frames=3, height=40, width=60):
 
 
 def picture(height=180, width=240):
-    """A smooth picture with edges, uint8 (H, W, C): noise would measure the rounding of the filters only."""
+    """A smooth picture with edges, uint8 (h, w, C): noise would measure the rounding of the filters only."""
     rows, columns = np.mgrid[:height, :width]
     channels = [128 + 100 * np.sin(columns / 9) * np.cos(rows / 13), columns % 64 * 4, (rows // 20 % 2) * 255]
     return np.stack(channels, axis=-1).astype(np.uint8)
@@ -44,17 +44,17 @@ def picture(height=180, width=240):
     ("height", "width", "new"), [(40, 60, (20, 30)), (60, 40, (30, 20)), (40, 59, (20, 29)), (20, 20, (20, 20))]
 )
 def test_short_side(height, width, new, interpolation):
-    frames_TCHW = clip(height=height, width=width)
-    resized_TCHW = ResizeShortSide(20, interpolation)(frames_TCHW)
-    assert resized_TCHW.shape == (3, 3, *new)
-    assert resized_TCHW.dtype == torch.uint8
+    frames_TChw = clip(height=height, width=width)
+    resized_TChw = ResizeShortSide(20, interpolation)(frames_TChw)
+    assert resized_TChw.shape == (3, 3, *new)
+    assert resized_TChw.dtype == torch.uint8
 
 
 def test_center_crop():
-    frames_TCHW = clip(height=10, width=13)
-    assert torch.equal(CenterCrop(8)(frames_TCHW), frames_TCHW[..., 1:9, 2:10])
+    frames_TChw = clip(height=10, width=13)
+    assert torch.equal(CenterCrop(8)(frames_TChw), frames_TChw[..., 1:9, 2:10])
     with pytest.raises(ValueError, match=r"10x13 .* smaller than the crop \(11\)"):
-        CenterCrop(11)(frames_TCHW)
+        CenterCrop(11)(frames_TChw)
 
 
 def test_random_resized_crop_stays_inside_and_keeps_to_its_ranges():
@@ -75,36 +75,36 @@ def test_random_resized_crop_of_a_frame_no_box_fits():
 
 
 def test_one_crop_and_flip_for_all_frames():
-    still_TCHW = clip(num_frames=1).expand(4, -1, -1, -1)
+    still_TChw = clip(num_frames=1).expand(4, -1, -1, -1)
     transform = train_transform(size=16, mean=MEAN, std=STD, flip=0.5)
     outcomes = []
     for seed in range(8):
-        out_TCHW = transform(still_TCHW, generator(seed))
-        assert all(torch.equal(frame_CHW, out_TCHW[0]) for frame_CHW in out_TCHW)
-        assert torch.equal(out_TCHW, transform(still_TCHW, generator(seed)))
-        outcomes.append(out_TCHW)
+        out_TChw = transform(still_TChw, generator(seed))
+        assert all(torch.equal(frame_Chw, out_TChw[0]) for frame_Chw in out_TChw)
+        assert torch.equal(out_TChw, transform(still_TChw, generator(seed)))
+        outcomes.append(out_TChw)
     assert not torch.equal(outcomes[0], outcomes[1])
 
 
 def test_flip():
-    frames_TCHW = clip()
+    frames_TChw = clip()
     mirrored = [
-        torch.equal(RandomHorizontalFlip(0.3)(frames_TCHW, generator(seed)), frames_TCHW.flip(-1))
+        torch.equal(RandomHorizontalFlip(0.3)(frames_TChw, generator(seed)), frames_TChw.flip(-1))
         for seed in range(300)
     ]
     assert 0.2 < np.mean(mirrored) < 0.4
-    assert torch.equal(RandomHorizontalFlip(1)(frames_TCHW), frames_TCHW.flip(-1))
-    assert torch.equal(RandomHorizontalFlip(0)(frames_TCHW), frames_TCHW)
+    assert torch.equal(RandomHorizontalFlip(1)(frames_TChw), frames_TChw.flip(-1))
+    assert torch.equal(RandomHorizontalFlip(0)(frames_TChw), frames_TChw)
 
 
 def test_normalize():
-    frames_TCHW = clip()
-    before_TCHW = frames_TCHW.clone()
-    out_TCHW = Normalize(MEAN, STD)(frames_TCHW)
-    expected_TCHW = (frames_TCHW.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    torch.testing.assert_close(out_TCHW.double(), expected_TCHW, atol=1e-5, rtol=1e-5)
-    assert out_TCHW.dtype == torch.float32 and out_TCHW.is_contiguous()
-    assert torch.equal(frames_TCHW, before_TCHW)
+    frames_TChw = clip()
+    before_TChw = frames_TChw.clone()
+    out_TChw = Normalize(MEAN, STD)(frames_TChw)
+    expected_TChw = (frames_TChw.double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    torch.testing.assert_close(out_TChw.double(), expected_TChw, atol=1e-5, rtol=1e-5)
+    assert out_TChw.dtype == torch.float32 and out_TChw.is_contiguous()
+    assert torch.equal(frames_TChw, before_TChw)
 
 
 @pytest.mark.parametrize(
@@ -141,13 +141,13 @@ def test_agrees_with_the_image_processor(tmp_path, make_processor):
     processor.save_pretrained(tmp_path)
     preprocessing = preprocessing_from_pretrained(tmp_path)
     # ViT's processor squeezes the whole picture into a square, ours crops: compare where both mean the same
-    image_HWC = picture() if make_processor is CLIPImageProcessor else picture(240, 240)
-    expected_CHW = processor(Image.fromarray(image_HWC), return_tensors="pt")["pixel_values"][0]
-    frames_TCHW = torch.from_numpy(image_HWC)[None].permute(0, 3, 1, 2)
-    out_CHW = eval_transform(**asdict(preprocessing))(frames_TCHW)[0]
+    image_hwC = picture() if make_processor is CLIPImageProcessor else picture(240, 240)
+    expected_Chw = processor(Image.fromarray(image_hwC), return_tensors="pt")["pixel_values"][0]
+    frames_TChw = torch.from_numpy(image_hwC)[None].permute(0, 3, 1, 2)
+    out_Chw = eval_transform(**asdict(preprocessing))(frames_TChw)[0]
     std_C11 = torch.tensor(preprocessing.std).view(3, 1, 1)
-    assert out_CHW.shape == expected_CHW.shape
-    assert ((out_CHW - expected_CHW) * std_C11 * 255).abs().mean() < 1
+    assert out_Chw.shape == expected_Chw.shape
+    assert ((out_Chw - expected_Chw) * std_C11 * 255).abs().mean() < 1
 
 
 def test_preprocessing_is_read_from_the_model(tmp_path):

@@ -48,13 +48,15 @@ def demo(request, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
-            for _ in range(120):
+            for _ in range(480):  # four minutes, on a busy machine
                 try:
                     urlopen(f"http://127.0.0.1:{port}").close()
                     break
                 except OSError:
                     assert process.poll() is None, process.stdout.read().decode()[-2000:]
                     time.sleep(0.5)
+            else:
+                pytest.fail(f"no page at port {port}")
             yield f"http://127.0.0.1:{port}", tmp_path / "model", request.param
         finally:
             process.terminate()
