@@ -3,12 +3,14 @@
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard, ModelInfo, parse_eval_result_entries
+from huggingface_hub.utils import get_session
 from peft import LoraConfig, get_peft_model
 from tiny import randomize_adapter, tiny_image_model
 from torch.distributed.device_mesh import init_device_mesh
@@ -78,7 +80,13 @@ def hub():
 
 
 def test_the_hub_would_take_the_cards(hub, tmp_path, monkeypatch):
+    post = get_session().post  # huggingface_hub 1 asks huggingface.co, whatever its ENDPOINT is
+
+    def post_to_hub(url, **options):
+        return post(url.replace("https://huggingface.co", hub.url), **options)
+
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.repocard.get_session", lambda: SimpleNamespace(post=post_to_hub))
     model = I2VForVideoClassification.from_pretrained(finished(tmp_path))
     facts = CardFacts(metrics={"accuracy": 0.5}, dataset="a: b # c", dataset_id="user/videos", license="apache-2.0")
     for card in (*map(ModelCard.load, CARDS), create_card(model, facts, "user/name"), create_card(model)):
