@@ -28,7 +28,8 @@ def use_fork_server() -> None:
     def start_server_with_imports():
         forkserver.set_forkserver_preload(["preloaded"])
         path = os.pathsep.join([str(HERE), *filter(None, sys.path)])
-        with mock.patch.dict(os.environ, PYTHONPATH=path, JE_ARROW_MALLOC_CONF="background_thread:false"):
+        without_threads = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}  # BLAS, Arrow
+        with mock.patch.dict(os.environ, without_threads, PYTHONPATH=path):
             start_server()
 
     forkserver._forkserver.ensure_running = start_server_with_imports
