@@ -19,18 +19,28 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Dinov2Config, Dinov2Model
 
-from hf_i2v import AttentiveProbeConfig, I2VConfig, I2VForVideoClassification, STAdapterConfig, STEPConfig
+from hf_i2v import (
+    AttentiveProbeConfig,
+    Frame2FreqConfig,
+    I2VConfig,
+    I2VForVideoClassification,
+    MAdapterConfig,
+    STAdapterConfig,
+    STEPConfig,
+)
 from hf_i2v.feature_cache import FeatureCache, collate_features
-from hf_i2v.probe_sweep import Head, Setting, StackedHeads, _losses, sweep_settings
+from hf_i2v.probe_sweep import Head, Setting, StackedHeads, sweep_settings
 
 NUM_FRAMES, NUM_LABELS = 8, 15
 LAST = list(range(9, 12))
 TRAINED = {
     "linear probe": None,
     "STEP": STEPConfig,
-    "attentive probe, 3+1 blocks": AttentiveProbeConfig,
     "attentive probe, 0+1 blocks": lambda: AttentiveProbeConfig(num_blocks=0),
+    "attentive probe, 3+1 blocks": AttentiveProbeConfig,
+    "M-adapter": MAdapterConfig,
     "ST-Adapter in the last 3 of 12": lambda: STAdapterConfig(layers_to_transform=LAST),
+    "Frame2Freq in the last 3 of 12": lambda: Frame2FreqConfig(layers_to_transform=LAST),
 }
 
 
@@ -77,7 +87,7 @@ def sweep_epoch(model: nn.Module, heads: list[Setting], loader: DataLoader) -> N
     stacked = StackedHeads(Head.of(model), heads).train()
     for batch in loader:
         batch |= {"is_padding": torch.zeros(len(batch["labels"]), dtype=torch.bool)}
-        _losses(stacked, batch).sum().backward()
+        stacked.backward(batch)
         stacked.step()
 
 
@@ -95,7 +105,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
             }
             times = interleaved(calls, rounds=args.rounds)
             rows.append(_row(f"{name}: epoch without / with cache", times["without"].over(times["cached"]), cache))
-            if name in ("linear probe", "STEP"):
+            if "in the last" not in name:
                 calls = {
                     "20": lambda m=model, loader=cached: sweep_epoch(m, sweep_settings(), loader),
                     "1": lambda m=model, loader=cached: sweep_epoch(m, sweep_settings()[:1], loader),

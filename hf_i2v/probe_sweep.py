@@ -88,45 +88,69 @@ class Head(nn.Module):
             classifier = trained[classifier.active_adapters[0]]
         return cls(backbone.working_branch(), video_model.dropout, without_peft(classifier))
 
+    def forward(self, features: FrozenFeatures) -> torch.Tensor:
+        """Logits (B, num_labels)."""
+        dtype = self.classifier.weight.dtype
+        feature_BD = features.feature.to(dtype)
+        if self.branch is not None:
+            feature_BD = self.branch(features.levels.to(dtype), feature_BD)
+        return self.classifier(self.dropout(feature_BD))
+
 
 class StackedHeads(nn.Module):
-    """Copies of a head with weights of their own, each trained by AdamW with its own setting."""
+    """Copies of a head with weights of their own, each trained by AdamW with its own setting.
+
+    The classifiers of a linear probe work on a batch all at once. Branches work one after another, each forward and
+    backward before the next begins, so that memory is that of one; their products are large enough to fill a machine.
+    """
 
     def __init__(self, head: Head, settings: Sequence[Setting], *, betas: tuple[float, float] = (0.9, 0.999)):
         super().__init__()
         self.settings = list(settings)
         self.__dict__["head"] = head  # not a submodule: its weights are not used
         named = {name: p for name, p in head.named_parameters() if p.requires_grad}
-        self.names = list(named)
-        self.stacked = nn.ParameterList(
-            nn.Parameter(p.detach().expand(len(settings), *p.shape).clone()) for p in named.values()
-        )
+        self.stacked = {name: p.detach().expand(len(settings), *p.shape).clone() for name, p in named.items()}
+        self.gradients = {name: torch.zeros_like(p) for name, p in self.stacked.items()}
+        self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.stacked.items()}
         self.betas = betas
-        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.stacked]
         self.steps = 0
 
     def forward(self, features: FrozenFeatures) -> torch.Tensor:
-        """Logits of all heads, (K, B, num_labels)."""
-        dtype = self.stacked[0].dtype
-        levels = None if features.levels is None else features.levels.to(dtype)
-        self.head.train(self.training)
+        """Logits of all heads, (K, B, num_labels), without a graph."""
+        with torch.no_grad():
+            if self.head.branch is None:
+                return self._logits_of_linear_probes(features, self.stacked)
+            return torch.stack([self._logits(features, self._own(number)) for number in range(len(self.settings))])
 
-        feature_BD = features.feature.to(dtype)
-        stacked = dict(zip(self.names, self.stacked, strict=True))
+    def backward(self, batch: dict, label_smoothing: float = 0.0) -> torch.Tensor:
+        """Each head's mean loss, (K,), whose gradients `step` will use; clips that stand for an unreadable video count
+        nothing."""
+        features = batch["frozen_features"]
         if self.head.branch is None:
-            feature_KBD = feature_BD.expand(len(self.settings), -1, -1)
-        else:
-            branches = [name for name in self.names if name.startswith("branch.")]
-            per_head = zip(*(stacked[name].unbind() for name in branches), strict=True)
-            names = [name.removeprefix("branch.") for name in branches]
-            feature_KBD = torch.stack(
-                [
-                    functional_call(self.head.branch, dict(zip(names, weights, strict=True)), (levels, feature_BD))
-                    for weights in per_head
-                ]
-            )
-        bias_K1L = stacked["classifier.bias"][:, None]
-        return torch.baddbmm(bias_K1L, self.head.dropout(feature_KBD), stacked["classifier.weight"].mT)
+            leaves = {name: _leaf(weight, self.gradients[name]) for name, weight in self.stacked.items()}
+            losses_K = _losses(self._logits_of_linear_probes(features, leaves), batch, label_smoothing)
+            losses_K.sum().backward()
+            return losses_K.detach()
+        losses = []
+        for number in range(len(self.settings)):
+            leaves = {name: _leaf(own, self.gradients[name][number]) for name, own in self._own(number).items()}
+            (loss,) = _losses(self._logits(features, leaves)[None], batch, label_smoothing)
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    def _own(self, number: int) -> dict[str, torch.Tensor]:
+        return {name: weight[number] for name, weight in self.stacked.items()}
+
+    def _logits(self, features: FrozenFeatures, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.head.train(self.training)
+        return functional_call(self.head, weights, (features,))
+
+    def _logits_of_linear_probes(self, features: FrozenFeatures, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.head.train(self.training)
+        weight_KLD, bias_K1L = weights["classifier.weight"], weights["classifier.bias"][:, None]
+        feature_KBD = features.feature.to(weight_KLD.dtype).expand(len(self.settings), -1, -1)
+        return torch.baddbmm(bias_K1L, self.head.dropout(feature_KBD), weight_KLD.mT)
 
     @torch.no_grad()
     def step(self, scale: float = 1.0) -> None:
@@ -134,24 +158,33 @@ class StackedHeads(nn.Module):
         norms without decay. Gradients are cleared."""
         self.steps += 1
         first, second = self.betas
-        for parameter, (mean, square) in zip(self.stacked, self.moments, strict=True):
+        for name, parameter in self.stacked.items():
+            gradient, (mean, square) = self.gradients[name], self.moments[name]
             shape = (-1, *[1] * (parameter.ndim - 1))
             rate = parameter.new_tensor([setting.learning_rate * scale for setting in self.settings]).view(shape)
-            gradient, parameter.grad = parameter.grad, None
             if parameter.ndim > 2:  # a matrix in each head
                 decay = parameter.new_tensor([setting.weight_decay for setting in self.settings]).view(shape)
                 parameter.mul_(1 - rate * decay)
             mean.lerp_(gradient, 1 - first)
             square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-            size = square.sqrt().div_(math.sqrt(1 - second**self.steps)).add_(1e-8)
-            parameter.sub_(mean / size * (rate / (1 - first**self.steps)))
+            # the gradient's memory is free now: new tensors of this size would take longer than the arithmetic
+            size = torch.sqrt(square, out=gradient).div_(math.sqrt(1 - second**self.steps)).add_(1e-8)
+            parameter.sub_(torch.div(mean, size, out=size).mul_(rate / (1 - first**self.steps)))
+            gradient.zero_()
 
     @torch.no_grad()
     def put_into_the_model(self, number: int) -> None:
         """Give the model the weights of one head."""
         named = dict(self.head.named_parameters())
-        for name, stacked in zip(self.names, self.stacked, strict=True):
-            named[name].copy_(stacked[number])
+        for name, weight in self._own(number).items():
+            named[name].copy_(weight)
+
+
+def _leaf(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The weight as a variable, whose gradient is added to this tensor."""
+    leaf = weight.detach().requires_grad_()
+    leaf.grad = gradient
+    return leaf
 
 
 def probe_sweep(
@@ -196,10 +229,9 @@ def probe_sweep(
         for _ in range(num_epochs):
             losses_K = torch.zeros(len(heads), device=device)
             for batch in loader:
-                loss_K = _losses(stacked, batch, label_smoothing)
-                loss_K.sum().backward()
+                losses_of_step_K = stacked.backward(batch, label_smoothing)
                 stacked.step(0.5 * (1 + math.cos(math.pi * done / total)))
-                losses_K += loss_K.detach() / len(loader)
+                losses_K += losses_of_step_K / len(loader)
                 done += 1
                 progress.update()
     found = _choose(stacked, losses_K, ClipLoader(choosing, batch_size=batch_size, **common))
@@ -207,12 +239,13 @@ def probe_sweep(
     return found
 
 
-def _losses(stacked: StackedHeads, batch: dict, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Each head's mean loss, (K,); clips that stand for an unreadable video count nothing."""
-    logits_BCK = stacked(batch["frozen_features"]).permute(1, 2, 0).float()
-    labels_BK = batch["labels"][:, None].expand(-1, logits_BCK.shape[-1])
-    losses_BK = F.cross_entropy(logits_BCK, labels_BK, reduction="none", label_smoothing=label_smoothing)
-    return (losses_BK * ~batch["is_padding"][:, None]).mean(0)
+def _losses(logits_KBL: torch.Tensor, batch: dict, label_smoothing: float) -> torch.Tensor:
+    """Each head's mean loss, (K,)."""
+    labels_KB = batch["labels"].expand(len(logits_KBL), -1)
+    losses_KB = F.cross_entropy(
+        logits_KBL.float().flatten(0, 1), labels_KB.flatten(), reduction="none", label_smoothing=label_smoothing
+    ).view(labels_KB.shape)
+    return (losses_KB * ~batch["is_padding"]).mean(1)
 
 
 @torch.no_grad()

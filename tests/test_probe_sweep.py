@@ -1,6 +1,8 @@
 """Many heads in one pass: each trains as it would alone, and the best on the held-out part goes into the model."""
 
 import csv
+import weakref
+from dataclasses import dataclass
 
 import datasets
 import pytest
@@ -12,7 +14,7 @@ from torch.utils.data import Dataset
 from hf_i2v import AttentiveProbeConfig, I2VForVideoClassification, MAdapterConfig, STAdapterConfig, STEPConfig
 from hf_i2v.data.media import ReadLimits
 from hf_i2v.feature_cache import FeatureCache
-from hf_i2v.probe_sweep import Head, Setting, StackedHeads, _losses, probe_sweep, split, sweep_settings, write_table
+from hf_i2v.probe_sweep import Head, Setting, StackedHeads, probe_sweep, split, sweep_settings, write_table
 
 VIDEOS = datasets.Dataset.from_dict(
     {"video": [{"path": f"{i}.mp4", "bytes": None} for i in range(12)], "label": [i % 2 for i in range(12)]}
@@ -34,6 +36,13 @@ class Clips(Dataset):
 
     def fingerprint(self):
         return "clips"
+
+
+@dataclass(eq=False)
+class Kept:
+    """A tensor that autograd keeps."""
+
+    tensor: torch.Tensor
 
 
 @pytest.fixture
@@ -67,7 +76,7 @@ def test_each_head_trains_as_it_would_alone(config, make_model, tmp_path):
     heads = [Setting(1e-2, 0.1), Setting(1e-3, 0.5)]
     stacked = StackedHeads(Head.of(model), heads).train()
     for scale in (1.0, 0.5, 0.1):
-        _losses(stacked, batch).sum().backward()
+        stacked.backward(batch)
         stacked.step(scale)
     for number, setting in enumerate(heads):
         alone = make_model(config and config()).train()
@@ -87,6 +96,25 @@ def test_each_head_trains_as_it_would_alone(config, make_model, tmp_path):
         expected = alone.eval()(frozen_features=batch["frozen_features"]).logits
         ours = model.eval()(frozen_features=batch["frozen_features"]).logits
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_memory_is_that_of_one_head(make_model):
+    model = make_model(STEPConfig())
+    features = model.get_base_model().i2v.image_model.frozen_features(Clips()[0]["pixel_values"][None])
+    batch = {"frozen_features": features, "labels": torch.tensor([0]), "is_padding": torch.tensor([False])}
+    most = {}
+    for count in (1, 5):
+        alive, sizes = weakref.WeakSet(), []
+
+        def keep(tensor, alive=alive, sizes=sizes):
+            alive.add(kept := Kept(tensor))
+            sizes.append(len(alive))
+            return kept
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+            StackedHeads(Head.of(model), [Setting(1e-3, 0.1)] * count).backward(batch)
+        most[count] = max(sizes)
+    assert most[1] == most[5] > 5
 
 
 def test_the_best_head_is_chosen_on_clips_that_were_held_out(make_model, tmp_path):
