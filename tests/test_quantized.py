@@ -43,7 +43,9 @@ def test_it_trains_on_a_quantised_base_and_finishes_without(kind, method, image_
     for _ in range(2):
         optimizer.zero_grad()
         model(clip_pixels, labels=torch.tensor([0, 2])).loss.backward()
-        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        # where the feature is the CLS token, patches that leave the last block reach nothing
+        assert not without or (config.unused_parameters and all(".layers.2." in name for name in without))
         optimizer.step()
     randomize_adapter(model).eval()
     # saved before it runs in eval mode: after that, bitsandbytes 0.50 on a CPU breaks 4-bit layers whose state is read
@@ -60,7 +62,8 @@ def test_it_trains_on_a_quantised_base_and_finishes_without(kind, method, image_
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded = AutoModelForVideoClassification.from_pretrained(tmp_path / "finished")
-    assert torch.equal(loaded(clip_pixels).logits, finished(clip_pixels).logits)
+    # weights in a file's memory lie elsewhere than others, and products may round by where they lie
+    torch.testing.assert_close(loaded(clip_pixels).logits, finished(clip_pixels).logits, atol=1e-5, rtol=1e-5)
 
     again = AutoPeftModelForVideoClassification.from_pretrained(tmp_path / "adapter", **options)
     assert any(map(is_quantized, again.modules()))

@@ -10,7 +10,16 @@ import torch
 from peft import get_peft_model
 from tiny import randomize_adapter, tiny_image_model
 
-from hf_i2v import AIMConfig, I2VForVideoClassification, InTIConfig, STAdapterConfig, ZeroI2VConfig
+from hf_i2v import (
+    AIMConfig,
+    AttentiveProbeConfig,
+    Frame2FreqConfig,
+    I2VForVideoClassification,
+    InTIConfig,
+    STAdapterConfig,
+    STEPConfig,
+    ZeroI2VConfig,
+)
 from hf_i2v.data import Preprocessing
 from hf_i2v.export import (
     OnnxClassifier,
@@ -93,6 +102,20 @@ def test_a_program_is_as_large_as_its_model(tmp_path):
 def test_baked_models(tmp_path, config):
     model = video_model(tmp_path, config)
     assert largest_difference(export_program(model).module(), model) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "config", [Frame2FreqConfig(adapter_width=8), AttentiveProbeConfig(num_blocks=1), STEPConfig()],
+    ids=["frame2freq", "attentive_probe", "step"],
+)  # fmt: skip
+def test_baked_models_in_onnx(tmp_path, config):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model = video_model(tmp_path, config, num_hidden_layers=1)
+    program = export_program(model)
+    assert largest_difference(program.module(), model) <= 1e-5
+    export_onnx(program, tmp_path / "model.onnx")
+    assert largest_difference(OnnxClassifier(tmp_path / "model.onnx"), model) <= 1e-4
 
 
 @pytest.mark.parametrize("backbone", ["vit", "siglip", "dinov2"])

@@ -14,6 +14,9 @@ from transformers.dynamic_module_utils import get_imports
 from hf_i2v import AutoPeftModelForVideoClassification
 from hf_i2v.remote_code import FILES, flat_file
 
+# products may round by where matrices lie in memory: those of a file lie elsewhere
+NEARLY_THE_SAME = dict.fromkeys(("frame2freq", "attentive_probe", "step"), pytest.approx(0, abs=1e-5))
+
 
 @pytest.fixture(scope="module")
 def pushed(hub, run_user, tmp_path_factory):
@@ -32,7 +35,8 @@ def test_what_is_pushed(hub, pushed):
     processors = {"preprocessor_config.json", "video_preprocessor_config.json"}
     assert set(files) == model | processors | {".gitattributes"}
     assert len(hub.repositories["tester/merged"].commits) == 2  # the empty repository, and all of it at once
-    assert set(hub.repositories["tester/baked"].files) == set(files)
+    for name in ("baked", *NEARLY_THE_SAME):
+        assert set(hub.repositories[f"tester/{name}"].files) == set(files)
     assert ("POST", "/tester/merged.git/info/lfs/objects/batch") in hub.log
     adapter = hub.repositories["tester/adapter"].files
     assert set(adapter) == {"adapter_config.json", "adapter_model.safetensors", "README.md", ".gitattributes"}
@@ -83,7 +87,7 @@ def test_with_hf_i2v(hub, pushed, used_with_hf_i2v):
     folder, result = pushed[0], used_with_hf_i2v
     weights = [path for method, path in hub.log if method == "GET" and path.endswith("model.safetensors")]
     assert len(weights) == len(set(weights))  # loaded several times, downloaded once: the ETag is the same
-    assert result["differences"] == {"merged": 0, "baked": 0, "adapter": 0}
+    assert result["differences"] == {"merged": 0, "baked": 0, "adapter": 0} | NEARLY_THE_SAME
     script = result["script"]
     assert result["pipeline"] == {label: pytest.approx(p, abs=1e-3) for label, p in script.items()}
     for other in ("backwards", "other_filter"):  # what is compared would show another order, and other pixels
@@ -98,7 +102,7 @@ def test_with_hf_i2v(hub, pushed, used_with_hf_i2v):
 def test_without_hf_i2v(hub, pushed, run_user, video, used_with_hf_i2v):
     folder, _, _ = pushed
     result, output = run_user("user_without_hf_i2v.py", folder, video)
-    assert result["differences"] == {"merged": 0, "baked": 0}
+    assert result["differences"] == {"merged": 0, "baked": 0} | NEARLY_THE_SAME
     assert result["pipeline"] == result["again"] == used_with_hf_i2v["pipeline"]
     assert "tester/merged" not in (folder / "again" / "config.json").read_text()  # all that it needs is beside it
     assert result["feature"] == [2, 32]

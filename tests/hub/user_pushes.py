@@ -10,7 +10,15 @@ from peft import get_peft_model
 from safetensors.torch import save_file
 from tiny import randomize_adapter, tiny_image_model
 
-from hf_i2v import I2VForVideoClassification, InTIConfig, STAdapterConfig, ZeroI2VConfig
+from hf_i2v import (
+    AttentiveProbeConfig,
+    Frame2FreqConfig,
+    I2VForVideoClassification,
+    InTIConfig,
+    STAdapterConfig,
+    STEPConfig,
+    ZeroI2VConfig,
+)
 from hf_i2v.cards import CardFacts
 from hf_i2v.data import Preprocessing
 from hf_i2v.hub import CheckpointUploads, push_folder, push_to_hub
@@ -51,6 +59,14 @@ logits["merged"] = merged(pixels).logits
 baked = adapted(STAdapterConfig(adapter_width=8) + InTIConfig(insert_before=[1])).base_model.bake()
 baked.push_to_hub("tester/baked")  # transformers' own way
 logits["baked"] = baked(pixels).logits
+for name, config in (
+    ("frame2freq", Frame2FreqConfig(adapter_width=8)),
+    ("attentive_probe", AttentiveProbeConfig(num_blocks=1)),
+    ("step", STEPConfig()),
+):
+    baked = adapted(config).base_model.bake()
+    push_to_hub(baked, f"tester/{name}")
+    logits[name] = baked(pixels).logits
 save_file({"pixels": pixels, **{k: v.detach().contiguous() for k, v in logits.items()}}, folder / "logits.safetensors")
 
 try:
