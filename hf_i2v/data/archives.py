@@ -82,7 +82,11 @@ def load_archive(
 def _from_disk(videos: Path, video_dir: str | os.PathLike | None, video_column_name: str) -> Dataset:
     if not videos.is_dir() and videos.suffix not in _SHARDS and videos.suffix[1:].lower() not in VIDEO_SUFFIXES:
         listed = read_list(
-            videos, video_dir=video_dir, split="validation", video_column_name=video_column_name, label_column_name=None
+            videos,
+            video_dir=video_dir,
+            split="validation",
+            video_column_name=video_column_name,
+            label_column_name=None,
         )
         return references_of(listed)
     if video_dir is not None:
