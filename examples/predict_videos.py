@@ -3,11 +3,12 @@
     python examples/predict_videos.py --model my-video-model --videos videos/ --output_dir answers
     python examples/predict_videos.py --model my-video-model --videos day.mp4 --window 2 --stride 1 \
         --event_threshold 0.5 --min_event_length 3 --output_format csv --output_dir day
-    accelerate launch examples/predict_videos.py --model my-video-model --videos shards/ --features --output_dir features
+    accelerate launch examples/predict_videos.py --model my-video-model --videos shards/ --features \
+        --output_dir vectors
 
-A row of `predictions.parquet` is a video, or with `--window` a window of one: video, start, end, best classes and their
-scores; `features.parquet` has embeddings instead, and `events.parquet` what windows in a row agree on. Videos that
-cannot be read are in `bad_videos.jsonl`. Stopped in whatever way and started again, also with another number of
+A row of `predictions.parquet` is a video, or with `--window` a window of one: video, start, end, best classes and
+their scores; `features.parquet` has embeddings instead, and `events.parquet` what windows in a row agree on. Videos
+that cannot be read are in `bad_videos.jsonl`. Stopped in whatever way and started again, also with another number of
 processes, the same command goes on with the rows that are missing. See docs/archives.md.
 """
 

@@ -9,8 +9,8 @@
 | other csv, with or without header | suffix `.csv`, commas | `label_column_name`, or the second column |
 | `path label` | anything else | behind the last blank |
 
-Where labels are not asked for, a list may leave them out: a line of text is then a path where it ends as a video's name
-does, or where there is something of that name.
+Where labels are not asked for, a list may leave them out: a line of text is then a path where it ends as a video's
+name does, or where there is something of that name.
 """
 
 import csv
@@ -70,7 +70,8 @@ def read_list(
         video_dir: folder that paths in the list are relative to; default the folder of the list.
         split: "train" or "validation", for HMDB51, whose files list both.
         video_column_name: column of the paths in a csv with header.
-        label_column_name: column of the labels there, None: each label is ""; columns `start` and `end` (seconds) are used where they exist.
+        label_column_name: column of the labels there, None: each label is "". Columns `start` and `end` (seconds) are
+            used where they exist.
 
     Raises:
         FileNotFoundError: no such file, or none of its videos is there (Kinetics, Something-Something).

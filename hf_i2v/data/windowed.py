@@ -1,7 +1,7 @@
 """Clips of whole videos or of their windows, batch by batch, from one pass over each video.
 
-Videos come in units, a few neighbours each. A unit's batches depend on nothing but the unit and the batch size, so that
-it does not matter which process or worker makes them, and a unit that was broken off goes on behind any of its batches.
+Videos come in units, a few neighbours each. A unit's batches depend on nothing but the unit and the batch size: it
+does not matter which process or worker makes them, and a unit that was broken off goes on behind any of its batches.
 
 Shape suffixes: B clip, T frame, C channel, h height, w width.
 """
@@ -62,7 +62,7 @@ class ArchiveBatch:
 
     Attributes:
         unit: its number.
-        windows: of each clip, its row of the data set, start and end in seconds (None, where the whole video is meant).
+        windows: of each clip, its row of the data set, start and end in seconds (None: those of the video).
         pixels_BTChw: uint8; None, where there is no clip.
         bad: videos that could not be read, as `bad_video` describes them.
         next: where the unit goes on; None, where this was its last batch.

@@ -40,8 +40,8 @@ def windows_of(
 ) -> Iterator[Window]:
     """The windows of a video, in their order.
 
-    Each takes `num_frames` frames of those shown in it, as `uniform_indices` takes them of a whole video. Where none is
-    shown anew, the one on show stands for all. A video shorter than a window is one window.
+    Each takes `num_frames` frames of those shown in it, as `uniform_indices` takes them of a whole video. Where none
+    is shown anew, the one on show stands for all. A video shorter than a window is one window.
 
     Args:
         times: when each frame is shown, in seconds from the first.
