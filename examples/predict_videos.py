@@ -33,6 +33,7 @@ from hf_i2v.data.windowed import ArchiveBatch, ArchiveBatches, Windows
 from hf_i2v.predict import load_model
 from hf_i2v.training.checkpoints import configuration_differences
 from hf_i2v.training.command import run_as_command
+from hf_i2v.training.distribution import check_processes
 from hf_i2v.training.evaluation import scores
 from hf_i2v.training.options import positive
 from hf_i2v.training.results import claim, read_json
@@ -153,6 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     waits = InitProcessGroupKwargs(timeout=timedelta(days=30))  # for the process that has the longest file
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[waits])
+    check_processes(accelerator)
     videos = archive_from_args(args)
     model = load_model(args.model).requires_grad_(False)
     if args.event_threshold and args.event_threshold * (min(args.top_k, model.config.num_labels - 1) + 1) <= 1:

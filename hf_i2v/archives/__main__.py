@@ -1,5 +1,5 @@
-"""`python -m hf_i2v.archives …` or `accelerate launch -m hf_i2v.archives …`: examples/predict_videos.py, where hf_i2v is
-installed."""
+"""`python -m hf_i2v.archives …` or `accelerate launch -m hf_i2v.archives …`: examples/predict_videos.py, where hf_i2v
+is installed."""
 
 from ..examples import load_example
 from ..training.command import run_as_command
