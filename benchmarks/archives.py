@@ -122,12 +122,12 @@ def contenders(model_folder: Path, videos: list[str], place: Path) -> dict:
 
 def peak_memory(model: Path, video: Path, output_dir: Path) -> tuple[int, float]:
     """Rows, and the peak of MiB of a process that predicts windows of one file (decoding in the same process)."""
-    code = "import resource, sys; from hf_i2v.examples import load_example; load_example('predict_videos').main()\n"
-    code += "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    code = "from hf_i2v.examples import load_example; load_example('predict_videos').main()\n"
+    code += "print('peak', open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"  # not of who started it
     options = ["--model", model, "--videos", video, "--output_dir", output_dir, "--window", 2, "--stride", 1]
     argv = [sys.executable, "-c", code, *map(str, options), "--dataloader_num_workers", "0"]
     said = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-    return int(re.search(r"^(\d+) rows", said, re.M)[1]), float(said.rpartition("peak ")[2])
+    return int(re.search(r"^(\d+) rows", said, re.M)[1]), int(said.rpartition("peak ")[2]) / 1024
 
 
 def table(model: Path, found: list[str], num_videos: int, rounds: int, place: Path) -> list[str]:
