@@ -23,6 +23,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("run_video_cls", "train on folders or lists of videos; --config takes a recipe by its name"),
     "predict": Command("hf_i2v.predict", "the best classes of videos, as a table, csv or json"),
+    "archive": Command("predict_videos", "tables of whole archives and long files: windows, events, embeddings"),
     "check": Command("check_videos", "read every video of a data set and list those that cannot be used"),
     "export": Command(
         "hf_i2v.export", "ONNX and torch.export files of a model", ("onnx", "onnxruntime", "onnxscript"), "export"
@@ -77,7 +78,8 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "hf-i2v COMMAND --help says what a command takes. On several GPUs: accelerate launch -m hf_i2v.train …",
+            "hf-i2v COMMAND --help says what a command takes. On several GPUs: accelerate launch -m hf_i2v.train …,",
+            "and hf_i2v.archives.",
         ]
     )
 

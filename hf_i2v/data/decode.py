@@ -13,6 +13,7 @@ Shape suffixes: T frame, C channel, h height, w width.
 """
 
 import bisect
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -26,6 +27,9 @@ from av.video.reformatter import VideoReformatter
 
 from .media import DEFAULT_LIMITS, Clock, ReadLimits, VideoDecodeError, VideoSource, open_media, video_stream
 from .packets import HIDE_ERRORS, NEVER_SKIPPED, Packets
+
+# Passing over so many packets costs less than opening a file again, which those that are not held need.
+_NEAR = 500
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,49 @@ class VideoReader:
             video_ThwC = video_ThwC[[place[index] for index in indices]]
         return torch.from_numpy(video_ThwC).permute(0, 3, 1, 2)
 
+    def each(self, indices: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Decode the frames of these numbers in one pass and give them one by one, so that memory holds one of them.
+
+        No picture is decoded twice, unless damage turns up: then everything is decoded from the start, as `frames`
+        does, and what was given before stays given.
+
+        Args:
+            indices: frame numbers from 0, ascending, without repeats.
+
+        Yields:
+            uint8 RGB of shape (C, h, w), as `frames` gives it.
+
+        Raises:
+            VideoDecodeError: see `frames`; while iterating, at the frame that cannot be had.
+            ValueError: numbers that do not ascend, or are out of range.
+        """
+        wanted = [-1, *map(int, indices), self.num_frames]
+        if any(after <= before for before, after in itertools.pairwise(wanted)):
+            raise ValueError(f"{self.name}: frame numbers must ascend from 0 to {self.num_frames - 1}, got {indices}")
+        with self._clock.reading():
+            for frame_hwC in self._one_pass(wanted[1:-1]):
+                yield torch.from_numpy(frame_hwC.copy()).permute(2, 0, 1)
+                self._clock.start()  # what the caller did with it took none of the video's time
+
+    def _one_pass(self, wanted: list[int]) -> Iterator[np.ndarray]:
+        given = 0
+        if self._table is not None:
+            number_at = {self._packets.pts[self._table[number]]: number for number in wanted}
+            try:
+                for frame, is_damaged in self._decode_parts([self._table[number] for number in wanted]):
+                    number = number_at.get(frame.pts)
+                    if is_damaged or (number is not None and number != wanted[given]):
+                        break
+                    if number is not None:
+                        yield self._to_rgb(frame, None)
+                        given += 1
+                        if given == len(wanted):
+                            return
+            except av.error.FFmpegError:
+                pass  # only decoding everything can tell
+        if given < len(wanted):
+            yield from self._count_up_to(wanted[given:], None)
+
     def _seek_and_decode(self, wanted: list[int], short_side: int | None) -> np.ndarray | None:
         """The wanted frames through the table, or None where only decoding everything can tell: no table, an error,
         or a frame that does not come out."""
@@ -205,7 +252,11 @@ class VideoReader:
                 if key is not None:
                     yield from self._flush(context, key)
                 context.flush_buffers()
-                packets, at, key = self._packets.read(start), start, self._packets.pts[start]
+                if key is not None and start - at <= _NEAR:
+                    next(itertools.islice(packets, start - at, start - at), None)  # passes over so many
+                else:
+                    packets = self._packets.read(start)
+                at, key = start, self._packets.pts[start]
             for packet in packets:
                 self._clock.check()
                 context.skip_frame = "DEFAULT" if at in wanted else skipped
@@ -232,20 +283,26 @@ class VideoReader:
     def _decode_up_to(self, wanted: list[int], short_side: int | None) -> np.ndarray:
         """The wanted frames by decoding everything before them and counting."""
         video = _Pictures(self.name, len(wanted), self._limits.bytes)
+        for row, frame_hwC in enumerate(self._count_up_to(wanted, short_side)):
+            video.put(row, frame_hwC)
+        return video.frames_ThwC
+
+    def _count_up_to(self, wanted: list[int], short_side: int | None) -> Iterator[np.ndarray]:
         row, number = 0, -1
         for number, frame in enumerate(self._decode_all()):
             if frame.is_corrupt:  # later frames may be predicted from it, and FFmpeg does not mark those
                 raise VideoDecodeError(f"{self.name}: frame {number} is damaged")
             if number == wanted[row]:
                 try:
-                    video.put(row, self._to_rgb(frame, short_side))
+                    frame_hwC = self._to_rgb(frame, short_side)
                 except av.error.FFmpegError as error:
                     raise VideoDecodeError(
                         f"{self.name}: frame {number} cannot be converted ({error.strerror})"
                     ) from error
+                yield frame_hwC
                 row += 1
                 if row == len(wanted):
-                    return video.frames_ThwC
+                    return
         raise VideoDecodeError(
             f"{self.name}: the file holds {self.num_frames} frames but the decoder ended after {number + 1}, "
             f"before frame {wanted[row]}; the file is probably damaged"

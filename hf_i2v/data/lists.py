@@ -8,6 +8,9 @@
 | Kinetics csv | columns `label,youtube_id,time_start,time_end` | `label` |
 | other csv, with or without header | suffix `.csv`, commas | `label_column_name`, or the second column |
 | `path label` | anything else | behind the last blank |
+
+Where labels are not asked for, a list may leave them out: a line of text is then a path where it ends as a video's
+name does, or where there is something of that name.
 """
 
 import csv
@@ -24,7 +27,7 @@ from typing import NamedTuple
 from datasets import ClassLabel, Dataset, Features, Value, Video
 
 from .frame_folder import FRAME_SUFFIXES
-from .references import VIDEO_SUFFIXES
+from .references import VIDEO_SUFFIXES, column_flags
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ def read_list(
     video_dir: str | os.PathLike | None = None,
     split: str,
     video_column_name: str = "video",
-    label_column_name: str = "label",
+    label_column_name: str | None = "label",
 ) -> list[ListedVideo]:
     """Read a list of videos, see the table above for its forms.
 
@@ -67,7 +70,8 @@ def read_list(
         video_dir: folder that paths in the list are relative to; default the folder of the list.
         split: "train" or "validation", for HMDB51, whose files list both.
         video_column_name: column of the paths in a csv with header.
-        label_column_name: column of the labels there; columns `start` and `end` (seconds) are used where they exist.
+        label_column_name: column of the labels there, None: each label is "". Columns `start` and `end` (seconds) are
+            used where they exist.
 
     Raises:
         FileNotFoundError: no such file, or none of its videos is there (Kinetics, Something-Something).
@@ -86,28 +90,29 @@ def read_list(
     root = Path(video_dir or file.parent)
     if file.suffix == ".json":
         refuse_column_names(file, video_column_name, label_column_name)
-        return _something_something(file, root)
+        return _something_something(file, root, label_column_name is not None)
     lines = file.read_text(encoding="utf-8-sig").splitlines()
     lines = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not lines:
         raise ValueError(f"{file} is empty")
-    has_columns = file.suffix in (".csv", ".tsv") and ("\t" if file.suffix == ".tsv" else ",") in lines[0][1]
+    delimiter = {".csv": ",", ".tsv": "\t"}.get(file.suffix)
+    has_columns = delimiter is not None and (label_column_name is None or delimiter in lines[0][1])
     if not has_columns:
         refuse_column_names(file, video_column_name, label_column_name)
     if re.fullmatch(r"(train|test|val)list\d*\.txt", file.name):
         paths = [re.sub(r"\s+\d+\s*$", "", line).strip() for _, line in lines]
         return [ListedVideo(str(root / path), os.path.basename(os.path.dirname(path))) for path in paths]
     if has_columns:
-        delimiter = "\t" if file.suffix == ".tsv" else ","
         rows = list(csv.reader([line for _, line in lines], delimiter=delimiter))
         numbers = [number for number, _ in lines]
         return _csv(file, root, numbers, rows, video_column_name, label_column_name)
-    return [_path_and_label(file, root, number, line) for number, line in lines]
+    has_labels = label_column_name is not None
+    return [_path_and_label(file, root, number, line, has_labels) for number, line in lines]
 
 
-def refuse_column_names(source: str | os.PathLike, video_column_name: str, label_column_name: str) -> None:
+def refuse_column_names(source: str | os.PathLike, video_column_name: str, label_column_name: str | None) -> None:
     """Say that a source has no columns, where some are named."""
-    if (video_column_name, label_column_name) != ("video", "label"):
+    if video_column_name != "video" or label_column_name not in ("label", None):
         raise ValueError(
             f"{source} has no columns, but video_column_name is {video_column_name!r} and label_column_name "
             f"{label_column_name!r}; leave them out"
@@ -132,26 +137,34 @@ def read_class_names(file: str | os.PathLike) -> list[str]:
     return lines
 
 
-def _path_and_label(file: Path, root: Path, number: int, line: str) -> ListedVideo:
+def _path_and_label(file: Path, root: Path, number: int, line: str, has_labels: bool) -> ListedVideo:
+    if not has_labels and (_suffix_of(line) in VIDEO_SUFFIXES or (root / line.strip()).exists()):
+        return ListedVideo(str(root / line.strip()), "")
     parts = line.rsplit(maxsplit=1)  # paths may have blanks
     if len(parts) != 2:
-        raise ValueError(f"{file}, line {number}: expected 'path label', found {line!r}")
-    return ListedVideo(str(root / parts[0]), parts[1])
+        raise ValueError(f"{file}, line {number}: expected {_EXPECTED[has_labels]}, found {line!r}")
+    return ListedVideo(str(root / parts[0]), parts[1] if has_labels else "")
 
 
-def _csv(file: Path, root: Path, numbers: list[int], rows: list[list[str]], video: str, label: str):
+_EXPECTED = {True: "'path label'", False: "the path of a video, or 'path label'"}
+
+
+def _suffix_of(name: str) -> str:
+    return os.path.splitext(name.strip())[1][1:].lower()
+
+
+def _csv(file: Path, root: Path, numbers: list[int], rows: list[list[str]], video: str, label: str | None):
     first = [cell.strip() for cell in rows[0]]
     kinetics = {"label", "youtube_id", "time_start", "time_end"} <= set(first)
     usual = {"video", "path", "file", "filename", "file_name", "video_path", "label", "class", video, label}
     if kinetics:
         refuse_column_names(f"{file} is a Kinetics csv: it", video, label)
     header = kinetics or any(cell.lower() in usual for cell in first)
-    columns = first if header else [video, label, "start", "end"][: len(first)]
-    if not kinetics and not {video, label} <= set(columns):
-        raise ValueError(
-            f"{file}: no columns {video!r} and {label!r}, found {columns}; see --video_column_name and "
-            "--label_column_name"
-        )
+    columns = first if header else [video, label or "label", "start", "end"][: len(first)]
+    wanted = [column for column in (video, label) if column is not None]
+    if not kinetics and not set(wanted) <= set(columns):
+        named = " and ".join(map(repr, wanted))
+        raise ValueError(f"{file}: no columns {named}, found {columns}; see {column_flags(wanted)}")
     listed = []
     for number, row in list(zip(numbers, rows, strict=True))[header:]:
         if len(row) != len(columns):
@@ -159,8 +172,9 @@ def _csv(file: Path, root: Path, numbers: list[int], rows: list[list[str]], vide
         cells = {column: cell.strip() for column, cell in zip(columns, row, strict=True)}
         names = ("youtube_id", "label", "time_start", "time_end") if kinetics else (video, label, "start", "end")
         path, name, start, end = (cells.get(column) or None for column in names)
+        name = "" if label is None else name
         if path is None or name is None:
-            raise ValueError(f"{file}, line {number}: no video or no label in {row}")
+            raise ValueError(f"{file}, line {number}: no video{'' if label is None else ' or no label'} in {row}")
         try:
             start, end = (None if second is None else float(second) for second in (start, end))
         except ValueError:
@@ -185,17 +199,18 @@ def _kinetics(file: Path, root: Path, listed: list[ListedVideo]) -> list[ListedV
     return _without_missing(file, root, found, missing)
 
 
-def _something_something(file: Path, root: Path) -> list[ListedVideo]:
+def _something_something(file: Path, root: Path, has_labels: bool) -> list[ListedVideo]:
     files = _files_by_stem(root)
     found, missing = [], []
     for entry in json.loads(file.read_text(encoding="utf-8")):
-        if not isinstance(entry, dict) or not {"id", "template"} <= set(entry):
-            raise ValueError(f"{file}: expected entries with 'id' and 'template', found {entry}")
+        wanted = ["id", "template"] if has_labels else ["id"]
+        if not isinstance(entry, dict) or not set(wanted) <= set(entry):
+            raise ValueError(f"{file}: expected entries with {' and '.join(map(repr, wanted))}, found {entry}")
         path = _one_of(files.get(str(entry["id"])))
         if path is None:
             missing.append(str(entry["id"]))
         else:
-            found.append(ListedVideo(path, re.sub(r"[\[\]]", "", entry["template"])))
+            found.append(ListedVideo(path, re.sub(r"[\[\]]", "", entry["template"]) if has_labels else ""))
     return _without_missing(file, root, found, missing)
 
 

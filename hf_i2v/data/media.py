@@ -52,12 +52,15 @@ class ReadLimits:
         packets: compressed pictures in the file.
         pixels: of a picture.
         bytes: that one call of `frames` gives, or that is fetched from a URL.
+        held: bytes of compressed pictures that are kept in memory; a file with more is no bad one, but is read again
+            where its frames are wanted.
     """
 
     seconds: float = 300.0
     packets: int = 2_000_000
     pixels: int = 36_000_000
     bytes: int = 4 * 2**30
+    held: int = 100 * 2**20
 
     def __post_init__(self):
         for name, value in vars(self).items():

@@ -12,9 +12,6 @@ import av
 
 from .media import Clock, ReadLimits, VideoDecodeError
 
-# Larger files are not held in memory, their packets are read again where they are needed.
-MAX_HELD_BYTES = 100 * 2**20
-
 # These store the time a frame is shown at. Others (AVI, program streams) number packets as they come, which is not the
 # order of showing where there are B-frames.
 _FORMATS_WITH_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv", "nut"}
@@ -43,7 +40,7 @@ class Packets:
         stream: video stream in it.
         open_again: opens the file a second time; only where packets do not fit in memory, it is needed.
         clock: looked at for each packet.
-        limits: `packets` counts.
+        limits: `packets` and `held` count.
 
     Raises:
         av.error.FFmpegError: the file cannot be read.
@@ -78,7 +75,7 @@ class Packets:
             self._is_key.append(packet.is_keyframe)
             self._is_shown.append(not packet.is_discard and not _is_hidden(packet, stream))  # edit lists discard
             num_bytes += packet.size
-            if num_bytes > MAX_HELD_BYTES:  # by more than the file has, where its tables name the same bytes twice
+            if num_bytes > limits.held:  # by more than the file has, where its tables name the same bytes twice
                 self._held = None
             if self._held is not None:
                 self._held.append(packet)

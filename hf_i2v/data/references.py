@@ -7,7 +7,7 @@ import json
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -61,7 +61,9 @@ def open_video(
     return reader(path, limits=limits)
 
 
-def tar_references(shards: list[tuple[str, str]], video_column_name: str, label_column_name: str) -> Iterator[dict]:
+def tar_references(
+    shards: list[tuple[str, str]], video_column_name: str, label_column_name: str | None
+) -> Iterator[dict]:
     """Rows for the samples of WebDataset tars: files whose names agree up to the first dot. Only headers and labels
     are read. The label is the content of `<sample>.<label_column_name>`, the value of that name in `<sample>.json`, or
     the content of `<sample>.cls`.
@@ -69,7 +71,7 @@ def tar_references(shards: list[tuple[str, str]], video_column_name: str, label_
     Args:
         shards: (path or URL, version) of the tars.
         video_column_name: suffix of the videos where it is none of the usual.
-        label_column_name: see above.
+        label_column_name: see above. None: labels are not read, each is "".
 
     Raises:
         ValueError: a tar that is compressed or torn, a sample without a video or a label.
@@ -94,17 +96,18 @@ def tar_references(shards: list[tuple[str, str]], video_column_name: str, label_
                     if video is None:
                         raise ValueError(f"{shard}: sample {sample_key} has no video, its files are {list(sample)}")
                     try:
-                        label = _tar_label(file, sample, label_column_name)
+                        label = label_column_name and _tar_label(file, sample, label_column_name)
                     except (ValueError, TypeError) as error:
                         raise ValueError(
                             f"{shard}: the label of sample {sample_key} is unreadable ({error})"
                         ) from error
-                    if not label:
+                    if not label and label_column_name:
                         raise ValueError(
                             f"{shard}: sample {sample_key} has no label in .{label_column_name}, .json "
                             f"({label_column_name!r}) or .cls, its files are {list(sample)}; see --label_column_name"
                         )
-                    yield {"path": video[0], "label": label, "shard": shard, "position": video[1], "size": video[2]}
+                    where = {"shard": shard, "position": video[1], "size": video[2]}
+                    yield {"path": video[0], "label": label or "", **where}
                     sample = {}
                 if stem:  # hidden files are none of the samples'
                     sample_key = key
@@ -139,14 +142,14 @@ def _tar_label(file, sample: dict[str, tuple[str, int, int]], name: str) -> str 
 
 
 def parquet_references(
-    shards: list[tuple[str, str]], video_column_name: str, label_column_name: str
+    shards: list[tuple[str, str]], video_column_name: str, label_column_name: str | None
 ) -> Iterator[dict]:
     """Rows for the rows of parquet files with videos as bytes. Only footers and labels are read.
 
     Args:
         shards: (path or URL, version) of the files.
         video_column_name: column of bytes, or of `{bytes, path}` as HF Datasets writes it.
-        label_column_name: column of class numbers or names.
+        label_column_name: column of class numbers or names. None: labels are not read, each is "".
 
     Raises:
         ValueError: not a parquet file, or a damaged one, no such columns, a row without a label.
@@ -154,19 +157,20 @@ def parquet_references(
     for shard, _ in shards:
         with _parquet(shard) as parquet:
             columns = parquet.schema_arrow.names
-            for name in (video_column_name, label_column_name):
-                if name not in columns:
-                    raise ValueError(
-                        f"{shard} has no column {name!r}, it has {columns}; see --video_column_name and "
-                        "--label_column_name"
-                    )
+            wanted = [name for name in (video_column_name, label_column_name) if name is not None]
+            if missing := [name for name in wanted if name not in columns]:
+                raise ValueError(f"{shard} has no column {missing[0]!r}, it has {columns}; see {column_flags(wanted)}")
             for group in range(parquet.num_row_groups):
-                table = parquet.read_row_group(group, columns=[label_column_name, f"{video_column_name}.path"])
-                paths = [None] * len(table)
+                table = parquet.read_row_group(group, columns=[*wanted[1:], f"{video_column_name}.path"])
+                labels = paths = [None] * parquet.metadata.row_group(group).num_rows
+                if label_column_name is not None:
+                    labels = table[label_column_name].to_pylist()
                 if video_column_name in table.column_names:
                     paths = [video and video["path"] for video in table[video_column_name].to_pylist()]
-                for row, (label, video) in enumerate(zip(table[label_column_name].to_pylist(), paths, strict=True)):
-                    if label in (None, ""):
+                for row, (label, video) in enumerate(zip(labels, paths, strict=True)):
+                    if label_column_name is None:
+                        label = ""
+                    elif label in (None, ""):
                         raise ValueError(f"{shard}: row {row} of group {group} has no label in {label_column_name!r}")
                     yield {
                         "path": video or f"row {row} of group {group}",
@@ -176,6 +180,11 @@ def parquet_references(
                         "row_group": group,
                         "column": video_column_name,
                     }
+
+
+def column_flags(columns: Sequence[str]) -> str:
+    """The flags that name the column of videos and, where it is wanted, that of labels."""
+    return " and ".join(["--video_column_name", "--label_column_name"][: len(columns)])
 
 
 def parquet_features(shard: str) -> Features:

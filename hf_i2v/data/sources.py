@@ -9,7 +9,7 @@ import argparse
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ from .failures import without_bad_videos
 from .fingerprints import shard_versions
 from .folders import load_video_folder
 from .lists import read_class_names, read_list, references_of, refuse_column_names
-from .references import parquet_features, parquet_references, tar_references
+from .references import column_flags, parquet_features, parquet_references, tar_references
 
 logger = logging.getLogger(__name__)
+
+Chosen = Callable[[str, dict[str, Any]], dict[str, Any]]  # from a data set's name and its splits to those wanted
 
 _SHARD_FEATURES = Features(
     path=Value("string"),
@@ -117,20 +119,22 @@ def load_videos(
 
     if train_dir is not None:
         folders = _splits(train_dir, validation_dir)
-        shards = {split: _shards_in(folder) for split, folder in folders.items()}
+        shards = {split: shards_in(folder) for split, folder in folders.items()}
         if not any(shards.values()):
             refuse_column_names(train_dir, **columns)
             splits = load_video_folder(train_dir, validation_dir)
         else:
             kind = Path(shards["train"][0]).suffix if shards["train"] else None
-            splits = _from_shards(shards, tar_references if kind == ".tar" else parquet_references, **columns)
+            splits = from_shards(shards, tar_references if kind == ".tar" else parquet_references, **columns)
     elif train_file is not None:
         splits = {
             split: references_of(read_list(file, video_dir=video_dir, split=split, **columns))
             for split, file in _splits(train_file, validation_file).items()
         }
     else:
-        splits = _from_hub(os.fspath(dataset_name), dataset_config_name, streaming, **columns)
+        splits = from_hub(
+            os.fspath(dataset_name), dataset_config_name, streaming, **columns, chosen=_train_and_validation
+        )
     videos = DatasetDict(_with_classes(splits, names))
     return videos if exclude is None else without_bad_videos(videos, exclude)
 
@@ -162,7 +166,7 @@ def _splits(train: Any, validation: Any) -> dict[str, Any]:
     return {"train": train} if validation is None else {"train": train, "validation": validation}
 
 
-def _shards_in(folder: str | os.PathLike) -> list[str]:
+def shards_in(folder: str | os.PathLike) -> list[str]:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
     shards = sorted(str(file) for file in Path(folder).rglob("*") if file.suffix in (".tar", ".parquet"))
@@ -171,11 +175,11 @@ def _shards_in(folder: str | os.PathLike) -> list[str]:
     return [os.path.abspath(shard) for shard in shards]
 
 
-def _from_shards(
+def from_shards(
     shards: dict[str, list[str]],
     references: Callable[..., Iterator[dict]],
     video_column_name: str,
-    label_column_name: str,
+    label_column_name: str | None,
 ) -> dict[str, Dataset]:
     splits = {}
     for split, files in shards.items():
@@ -190,7 +194,7 @@ def _from_shards(
             raise (error.__cause__ or error) from None  # what is wrong with which shard
         videos = [{"path": path, "bytes": None} for path in rows["path"]]
         rows = rows.remove_columns("path").add_column("video", videos, feature=Video(decode=False))
-        if references is parquet_references:
+        if references is parquet_references and label_column_name is not None:
             label = parquet_features(files[0])[label_column_name]
             if isinstance(label, ClassLabel):
                 if "-1" in rows["label"]:
@@ -200,19 +204,20 @@ def _from_shards(
     return splits
 
 
-def _from_hub(
+def from_hub(
     name: str,
     config: str | None,
     streaming: bool,
     video_column_name: str,
-    label_column_name: str,
+    label_column_name: str | None,
+    chosen: Chosen,
 ) -> dict[str, Dataset]:
     if not os.path.isdir(name):
-        return _loaded(name, config, streaming, video_column_name, label_column_name)
+        return _loaded(name, config, streaming, video_column_name, label_column_name, chosen)
     are_shown = not are_progress_bars_disabled()
     disable_progress_bars()  # HF Datasets shows "Downloading data" for local files too
     try:
-        return _loaded(name, config, streaming, video_column_name, label_column_name)
+        return _loaded(name, config, streaming, video_column_name, label_column_name, chosen)
     finally:
         if are_shown:
             enable_progress_bars()
@@ -223,17 +228,18 @@ def _loaded(
     config: str | None,
     streaming: bool,
     video_column_name: str,
-    label_column_name: str,
+    label_column_name: str | None,
+    chosen: Chosen,
 ) -> dict[str, Dataset]:
     builder = load_dataset_builder(name, config)
     files = {split: list(found) for split, found in (builder.config.data_files or {}).items()}
     kind = type(builder).__module__.rpartition(".")[2]
     if kind in ("webdataset", "parquet"):
-        files = _train_and_validation(name, files)
+        files = chosen(name, files)
         references = tar_references if kind == "webdataset" else parquet_references
         shards = files if streaming else DownloadManager().download(files)
-        return _from_shards(shards, references, video_column_name, label_column_name)
-    loaded = _train_and_validation(name, load_dataset(name, config, streaming=streaming))
+        return from_shards(shards, references, video_column_name, label_column_name)
+    loaded = chosen(name, load_dataset(name, config, streaming=streaming))
     return {
         split: _standard_columns(name, rows, video_column_name, label_column_name) for split, rows in loaded.items()
     }
@@ -249,35 +255,35 @@ def _train_and_validation(name: str, splits: dict[str, Any]) -> dict[str, Any]:
     return {"train": splits["train"], "validation": splits[validation]}
 
 
-def _standard_columns(name: str, rows, video_column_name: str, label_column_name: str) -> Dataset:
+def _standard_columns(name: str, rows, video_column_name: str, label_column_name: str | None) -> Dataset:
     found = rows.column_names or list(next(iter(rows)))  # a stream of csv does not know before it reads
-    if missing := [column for column in (video_column_name, label_column_name) if column not in found]:
-        raise ValueError(
-            f"{name} has no column {' or '.join(missing)}, it has {found}; see --video_column_name and "
-            "--label_column_name"
-        )
-    rows = rows.select_columns([video_column_name, label_column_name])
+    wanted = [column for column in (video_column_name, label_column_name) if column is not None]
+    if missing := [column for column in wanted if column not in found]:
+        raise ValueError(f"{name} has no column {' or '.join(missing)}, it has {found}; see {column_flags(wanted)}")
+    rows = rows.select_columns(wanted)
     if isinstance(rows, IterableDataset):
         rows = _references_of_stream(name, rows, video_column_name)
     kind = rows.features[video_column_name]
     if kind in (Value("large_string"), Value("large_binary")):  # from pandas; Video takes the small ones only
         rows = rows.cast_column(video_column_name, Value(kind.dtype.removeprefix("large_")))
     rows = rows.cast_column(video_column_name, Video(decode=False))
-    rows = rows.rename_columns({video_column_name: "video", label_column_name: "label"})
-    if not isinstance(rows.features["label"], ClassLabel):
+    rows = rows.rename_columns(dict(zip(wanted, ("video", "label"), strict=False)))
+    if label_column_name is None:
+        rows = rows.add_column("label", [""] * len(rows))
+    elif not isinstance(rows.features["label"], ClassLabel):
         rows = rows.cast_column("label", Value("string"))
-    _check_filled(name, rows)
+    _check_filled(name, rows, ["video"] if label_column_name is None else ["video", "label"])
     return rows
 
 
-def _check_filled(name: str, rows: Dataset) -> None:
+def _check_filled(name: str, rows: Dataset, columns: Sequence[str]) -> None:
     table = rows.with_format("arrow")[:]
     path, content = (pc.struct_field(table["video"], part) for part in ("path", "bytes"))
     empty = {"video": pc.and_(pc.equal(pc.fill_null(path, ""), ""), pc.is_null(content))}
     missing = -1 if isinstance(rows.features["label"], ClassLabel) else ""  # HF Datasets' way to say "no label"
     empty["label"] = pc.equal(pc.fill_null(table["label"], missing), missing)
-    for column, is_empty in empty.items():
-        if places := np.flatnonzero(is_empty.to_numpy()).tolist():
+    for column in columns:
+        if places := np.flatnonzero(empty[column].to_numpy()).tolist():
             raise ValueError(f"{name}: no {column} in rows {places[:5]} ({len(places)} in all); remove or fill them")
 
 

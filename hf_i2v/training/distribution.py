@@ -8,14 +8,23 @@ from accelerate.utils import DistributedType
 from transformers.integrations import unset_hf_deepspeed_config
 
 
+def check_processes(accelerator: Accelerator) -> None:
+    """Compare the number of processes that accelerate sees with that of those that were started.
+
+    Raises:
+        RuntimeError: it sees fewer.
+    """
+    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate sees only one")
+
+
 def check_distribution(accelerator: Accelerator, args: argparse.Namespace) -> None:
     """Compare what accelerate made of the environment with what was asked for.
 
     Raises:
         RuntimeError: it sees fewer processes, shards nothing, or the run's options do not go with DeepSpeed.
     """
-    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
-        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate sees only one")
+    check_processes(accelerator)
     for kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         wanted = os.environ.get(f"ACCELERATE_USE_{kind.value}") == "true"
         if wanted and accelerator.distributed_type != kind:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_i2v.data import VideoDecodeError, VideoReader, decode_frames, probe
+from hf_i2v.data import ReadLimits, VideoDecodeError, VideoReader, decode_frames, probe
 
 # file name, arguments of write_video
 FILES = {
@@ -92,16 +92,22 @@ def test_frames_are_those_of_decoding_everything(case, video_file, decode_all):
             assert np.array_equal(frames_TChw.permute(0, 2, 3, 1).numpy(), every_ThwC[indices]), indices
 
 
+@pytest.mark.parametrize("near", [0, 500])
 @pytest.mark.parametrize("case", FILES)
-def test_very_large_files_are_read_in_windows(case, video_file, decode_all, monkeypatch):
-    monkeypatch.setattr("hf_i2v.data.packets.MAX_HELD_BYTES", 0)
+def test_very_large_files_are_read_in_windows(case, near, video_file, decode_all, monkeypatch):
+    monkeypatch.setattr("hf_i2v.data.decode._NEAR", near)
     path = video_file(case)
     every_ThwC = decode_all(path)
-    with VideoReader(path) as video:
+    with VideoReader(path, limits=ReadLimits(held=1)) as video:
         assert video._packets._held is None and video.num_frames == len(every_ThwC)
         for indices in ([len(every_ThwC) - 1, 0], [0], [len(every_ThwC) * 2 // 3], [0, len(every_ThwC) // 2]):
             frames_TChw = video.frames(indices)
             assert np.array_equal(frames_TChw.permute(0, 2, 3, 1).numpy(), every_ThwC[indices]), indices
+        for indices in (range(len(every_ThwC)), range(0, len(every_ThwC), 5), [len(every_ThwC) - 1]):
+            one_by_one = np.stack([frame_Chw.permute(1, 2, 0).numpy() for frame_Chw in video.each(indices)])
+            assert np.array_equal(one_by_one, every_ThwC[list(indices)]), indices
+        with pytest.raises(ValueError, match="must ascend"):
+            next(video.each([1, 1]))
 
 
 def test_times(tmp_path, write_video):
