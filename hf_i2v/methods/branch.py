@@ -34,6 +34,7 @@ class Branch(nn.Module):
     """
 
     reads_final_norm: ClassVar[bool] = False
+    why_not_streaming: str | None = "reads whole clips"  # None: it works frame by frame
     levels: list[int]
     num_prefix_tokens: int
 

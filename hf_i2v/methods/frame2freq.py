@@ -123,6 +123,7 @@ class Frame2FreqConfig(I2VTunerConfig):
     method_name = "frame2freq"
     title = "Frame2Freq"
     paper = "arXiv 2602.18977"
+    why_not_causal = "transforms whole windows of frames, so that a frame's result depends on later ones"
     unused_parameters = True  # the last block's adapter, which a feature of the CLS token does not read
     default_pooling = "before_norm"
 

@@ -67,6 +67,7 @@ class InTIConfig(I2VTunerConfig):
     method_name = "inti"
     title = "InTI"
     paper = "arXiv 2408.06840"
+    why_not_causal = "merges each frame with the next one"
     merges_frames = True
     trains_final_norm = True
 

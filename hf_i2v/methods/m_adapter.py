@@ -105,6 +105,7 @@ class MAdapterConfig(I2VTunerConfig):
     method_name = "m_adapter"
     title = "M-adapter"
     paper = "CVIU 249:104150"
+    why_not_causal = "convolves over the next frame too, at every level"
     why_alone = "reads an unchanged frozen model, which the others change"
     has_branch = True
 
