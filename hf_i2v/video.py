@@ -26,7 +26,7 @@ from .methods.branch import Branch, FrozenFeatures
 from .methods.config import config_from_dict
 from .methods.stdha import check_time_offsets, trim
 from .quantized import is_quantized
-from .streams import Step
+from .stream_state import Step
 from .swapped import Swapped, swap_in, swap_out
 
 
