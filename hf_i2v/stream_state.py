@@ -153,8 +153,8 @@ class StreamState:
 
     def print_memory(self) -> None:
         """Print how much memory the state takes."""
-        each = self.nbytes / self.batch_size / 2**20
-        print(f"{self.batch_size} streams of {each:.2f} MiB each, however long they are")
+        each = self.nbytes / self.batch_size / 1e6
+        print(f"streams: {self.batch_size} || memory of each, however long it is: {each:.3g} MB")
 
     def _checked(self, index: int | Sequence[int] | torch.Tensor) -> torch.Tensor:
         rows = torch.as_tensor(index, dtype=torch.long, device=self.age.device).reshape(-1)
