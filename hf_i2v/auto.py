@@ -133,6 +133,6 @@ def _base_model(config: PeftConfig, adapter: str, where: dict, kwargs: dict) -> 
             "To move the adapter to these weights all the same, use "
             "peft.PeftModel.from_pretrained(model, adapter)."
         )
-    model.config.time_offsets = video["time_offsets"]
+    model.config.time_offsets, model.config.causal = video["time_offsets"], video.get("causal", False)
     model.config.time_record().apply(backbone, model.config.num_frames)
     return model

@@ -15,10 +15,12 @@ from torch import nn
 
 from .activation import lean_activations, own_activations
 from .backbones import BlockParts
-from .frames import continue_with, frames_in_flight, passage_in_flight, prefix_only_in_flight
+from .frames import continue_with, frames_in_flight, passage_in_flight, prefix_only_in_flight, step_in_flight
 from .merging import Folded, fold_into_weights
+from .methods.kernel import KernelConfig
 from .methods.site import FOLDING_SITES, SITE_NAMES, SiteModule
-from .methods.stdha import TimeShift, TimeShiftConfig
+from .methods.stdha import StreamShift, TimeShift
+from .stream_state import Step
 from .swapped import Swapped, swap_in, swap_out
 
 
@@ -133,6 +135,8 @@ class VideoBlock(Swapped):
         # Read before gradient checkpointing starts: its second run gets the same number of frames on any thread.
         num_frames = frames_in_flight()
         prefix_only = self.num_prefix_tokens is not None and prefix_only_in_flight()
+        if (step := step_in_flight()) is not None:
+            kwargs["step"] = step
         x_MND = super().__call__(x_MND, *args, num_frames=num_frames, prefix_only=prefix_only, **kwargs)
         if (remaining := self.frames_before(num_frames)[-1]) != num_frames:
             continue_with(remaining)
@@ -153,7 +157,14 @@ class VideoBlock(Swapped):
         )
 
     def forward(
-        self, x_MND: torch.Tensor, attention_mask=None, *, num_frames: int, prefix_only: bool = False, **kwargs
+        self,
+        x_MND: torch.Tensor,
+        attention_mask=None,
+        *,
+        num_frames: int,
+        prefix_only: bool = False,
+        step: Step | None = None,
+        **kwargs,
     ) -> torch.Tensor:
         parts = self.block_parts
         sites = self._modules.get("sites")
@@ -162,16 +173,24 @@ class VideoBlock(Swapped):
 
         own = {"norm1": self.first_norm, "attend": self.attend}  # not the block: hooks would move it to a device
 
+        def act(site, i, module, x, num_frames):
+            if step is not None:
+                return step.run(f"block{self.number}.{site}{i}", module, x, **own)
+            return module(x, num_frames=num_frames, **own)
+
         def run(site, x):
-            for module in self.modules_at(site):
-                x = module(x, num_frames=num_frames, **own)
+            for i, module in enumerate(self.modules_at(site)):
+                x = act(site, i, module, x, num_frames)
             return x
 
         *frames_found, num_frames = self.frames_before(num_frames)
-        for module, found in zip(self.modules_at("before"), frames_found, strict=True):
-            x_MND = module(x_MND, num_frames=found, **own)
+        for i, (module, found) in enumerate(zip(self.modules_at("before"), frames_found, strict=True)):
+            x_MND = act("before", i, module, x_MND, found)
         if shift := self.working_time_offsets():
-            attention_mask = TimeShift(attention_mask, num_frames, shift)
+            if step is None:
+                attention_mask = TimeShift(attention_mask, num_frames, shift)
+            else:
+                attention_mask = StreamShift(attention_mask, step, f"block{self.number}.heads", shift)
         h_MND = run("attention_in", self.first_norm(x_MND))
         h_MND = getattr(self, parts.attention)(h_MND, attention_mask, **kwargs)[0]
         x_MND = x_MND + self._through(parts.after_attention, run("attention_out", h_MND))
@@ -182,8 +201,8 @@ class VideoBlock(Swapped):
         n_MND = getattr(self, parts.norm2)(x_MND)
         h_MND = getattr(self, parts.mlp)(run("mlp_in", n_MND))
         h_MND = self._through(parts.after_mlp, run("mlp_out", h_MND))
-        for module in self.modules_at("parallel"):
-            h_MND = h_MND + module(n_MND, num_frames=num_frames, **own)
+        for i, module in enumerate(self.modules_at("parallel")):
+            h_MND = h_MND + act("parallel", i, module, n_MND, num_frames)
         return run("after", x_MND + h_MND)
 
     def working_time_offsets(self) -> tuple[int, ...]:
@@ -226,13 +245,39 @@ class VideoBlock(Swapped):
         """The norm before the attention."""
         return getattr(self, self.block_parts.norm1)(x)
 
-    def attend(self, h_CTD: torch.Tensor) -> torch.Tensor:
-        """The attention of this block on any sequences (…, length, D), without mask, time shift or positions."""
+    def attend(self, h_CTD: torch.Tensor, attention_mask=None) -> torch.Tensor:
+        """The attention of this block on any sequences (…, length, D), without time shift or positions.
+
+        Args:
+            attention_mask: added to the logits; or what changes keys and values, see `methods/kernel.py`.
+
+        Raises:
+            ValueError: a mask, but the user's kernel takes none.
+        """
         attention = getattr(self, self.block_parts.attention)
+        kernel = attention.config.wrapped._attn_implementation
+        if attention_mask is not None and kernel not in ("eager", "sdpa"):
+            raise ValueError(
+                f"Attention over the last frames needs a mask, which the kernel {kernel!r} does not take here. Call "
+                "set_attn_implementation('sdpa') on the model."
+            )
         if self.rotary:
             none = h_CTD.new_empty(0, attention.head_dim)  # rotary embeddings of no token
-            return attention(h_CTD, position_embeddings=(none, none))[0]
-        return attention(h_CTD)[0]
+            return attention(h_CTD, attention_mask, position_embeddings=(none, none))[0]
+        return attention(h_CTD, attention_mask)[0]
+
+    def why_not_streaming(self) -> str | None:
+        """The reason why this block cannot run frame by frame; None: it can."""
+        if (ahead := max(self.working_time_offsets(), default=0)) > 0:
+            return (
+                f"heads of block {self.number} look {ahead} frame{'s' if ahead > 1 else ''} ahead, and the look-ahead "
+                "adds up over the blocks; causal=True makes them look back"
+            )
+        for site in SITE_NAMES:
+            for module in self.modules_at(site):
+                if why := module.why_not_streaming:
+                    return f"the {type(module).__name__} in block {self.number} {why}"
+        return None
 
     def _through(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
         for name in names:
@@ -246,7 +291,7 @@ def to_video_block(block: nn.Module, parts: BlockParts, number: int) -> None:
     block.block_parts, block.number, block.time_offsets = parts, number, ()
     attention = getattr(block, parts.attention)
     block.rotary = "position_embeddings" in inspect.signature(attention.forward).parameters
-    attention.config = TimeShiftConfig(attention)
+    attention.config = KernelConfig(attention)
     lean_activations(getattr(block, parts.mlp))
 
 

@@ -50,6 +50,8 @@ class I2VConfig(PreTrainedConfig):
             model are made from it.
         feature_reads_prefix: whether the image model's feature depends on its CLS (and register) tokens only. The
             last block's MLP can then leave out the patches. Found by a trial when the model is made.
+        causal: no frame looks at later ones, by a method with `causal=True`, and the clip feature is the mean over the
+            last `num_frames` frames of a clip of any length. Such a model runs frame by frame (`new_stream`, `step`).
     """
 
     model_type = "i2v"
@@ -67,6 +69,7 @@ class I2VConfig(PreTrainedConfig):
     base_model: str | None = None
     preprocessing: dict | None = None
     feature_reads_prefix: bool = False
+    causal: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         # hf_i2v registers its own pipeline. The one named in config.json is for machines without hf_i2v.
@@ -131,6 +134,7 @@ class I2VConfig(PreTrainedConfig):
             "classifier_dropout": self.classifier_dropout,
             "time_offsets": self.time_offsets,
             "pooling": self.pooling,
+            "causal": self.causal,
             "finished_in_memory": bool(self.temporal_embedding or self.baked or self.pooling != "after_norm"),
         }
 

@@ -15,6 +15,8 @@ from transformers.utils import logging
 # A ContextVar while Python runs, a plain global while torch.compile traces, because it cannot trace a ContextVar.
 from transformers.utils.output_capturing import CompileableContextVar
 
+from .stream_state import Step
+
 _in_flight = CompileableContextVar("hf_i2v_in_flight")
 
 logger = logging.get_logger(__name__)
@@ -54,6 +56,8 @@ class InFlight(NamedTuple):
     pooling: str
     prefix_only: bool
     passage: Passage | None
+    last_frames: int | None
+    step: Step | None
 
 
 def frames_in_flight() -> int:
@@ -76,6 +80,11 @@ def passage_in_flight() -> Passage | None:
     return _state().passage
 
 
+def step_in_flight() -> Step | None:
+    """The step of a stream that is running; None in a clip."""
+    return _state().step
+
+
 def continue_with(num_frames: int) -> None:
     """From here on the clip has `num_frames` frames."""
     _in_flight.set(_state()._replace(num_frames=num_frames))
@@ -83,11 +92,16 @@ def continue_with(num_frames: int) -> None:
 
 @contextmanager
 def working_on(
-    num_frames: int, pooling: str, prefix_only: bool = False, passage: Passage | None = None
+    num_frames: int,
+    pooling: str,
+    prefix_only: bool = False,
+    passage: Passage | None = None,
+    last_frames: int | None = None,
+    step: Step | None = None,
 ) -> Iterator[None]:
-    """Set the number of frames, the pooling, whether only prefix tokens are read, and the passage, for everything
-    called inside."""
-    token = _in_flight.set(InFlight(num_frames, pooling, prefix_only, passage))
+    """Set the number of frames, the pooling and how many of the last frames it takes (None: all), whether only prefix
+    tokens are read, the passage and the step, for everything called inside."""
+    token = _in_flight.set(InFlight(num_frames, pooling, prefix_only, passage, last_frames, step))
     try:
         yield
     finally:
@@ -155,17 +169,35 @@ def fold(
     return pixel_values, num_frames
 
 
-def convolve_over_time(x_BTPR: torch.Tensor, weight_RK: torch.Tensor, bias_R: torch.Tensor) -> torch.Tensor:
+def convolve_over_time(
+    x_BTPR: torch.Tensor, weight_RK: torch.Tensor, bias_R: torch.Tensor, *, causal: bool = False
+) -> torch.Tensor:
     """A depth-wise convolution along T with K taps and zero padding, as shifted multiply-adds in the given layout.
 
-    A cross-correlation, as in torch: the middle tap reads the frame itself, the one before it the previous frame.
+    A cross-correlation, as in torch: the middle tap reads the frame itself, the one before it the previous frame. With
+    `causal` the last tap reads the frame itself, and all others frames before it.
     """
-    T, middle = x_BTPR.shape[1], weight_RK.shape[1] // 2
-    out = torch.addcmul(bias_R, x_BTPR, weight_RK[:, middle])
-    for offset in range(1, min(middle, T - 1) + 1):
-        out[:, offset:].addcmul_(x_BTPR[:, :-offset], weight_RK[:, middle - offset])
-        out[:, :-offset].addcmul_(x_BTPR[:, offset:], weight_RK[:, middle + offset])
+    T, K = x_BTPR.shape[1], weight_RK.shape[1]
+    own = K - 1 if causal else K // 2
+    out = torch.addcmul(bias_R, x_BTPR, weight_RK[:, own])
+    for offset in range(1, min(own, T - 1) + 1):
+        out[:, offset:].addcmul_(x_BTPR[:, :-offset], weight_RK[:, own - offset])
+        if not causal:
+            out[:, :-offset].addcmul_(x_BTPR[:, offset:], weight_RK[:, own + offset])
     return out
+
+
+def mean_over_frames(x_MX: torch.Tensor) -> torch.Tensor:
+    """The pooling of the running forward pass, (B·T, …) → (B, …): the mean over the frames, or over the last ones."""
+    state = _state()
+    if state.step is not None:
+        return state.step.mean_of_last(state.last_frames, "pooling", x_MX)
+    return mean_of_last(unfold(x_MX, x_MX.shape[0] // state.num_frames), state.last_frames)
+
+
+def mean_of_last(x_BTX: torch.Tensor, last_frames: int | None) -> torch.Tensor:
+    """(B, T, …) → (B, …): the mean over the last frames; None: over all."""
+    return x_BTX.mean(1) if last_frames is None else x_BTX[:, -last_frames:].mean(1)
 
 
 def unfold(x: torch.Tensor, num_clips: int) -> torch.Tensor:

@@ -143,6 +143,7 @@ def keep_as_own(backbone: Backbone, num_frames: int) -> set[str]:
         _keep_temporal_embedding(embeddings, num_frames)
     if "clip_head" in model._modules:
         model.pooling = model.working_pooling()
+        model.last_frames = num_frames if model.working_last_frames() else None
         for branch in model.clip_head.working_branches():
             model.baked_branch = branch.requires_grad_(False)
     return kept

@@ -28,11 +28,13 @@ from .image_checkpoint import (
     pretrained_image_model,
 )
 from .methods.stdha import STDHAConfig
+from .stream_state import Step
+from .streaming import StreamingModel
 from .untrusted import MAX_PARAMETERS, check_complete, check_finite, check_limit, check_weight_files, foreign_files
 from .video import VideoEmbeddings, to_video
 
 
-class I2VPreTrainedModel(PreTrainedModel):
+class I2VPreTrainedModel(StreamingModel, PreTrainedModel):
     config: I2VConfig
     base_model_prefix = "i2v"
     main_input_name = "pixel_values"
@@ -121,20 +123,21 @@ class I2VPreTrainedModel(PreTrainedModel):
         """The image model's patch embedding, whose output gradient checkpointing makes require a gradient."""
         return find_backbone(self).model.get_input_embeddings()
 
-    def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None) -> Self:
+    def with_stdha(self, time_offsets: list[int] | dict[int, int] | None = None, *, causal: bool = False) -> Self:
         """Make STDHA (arXiv 2310.01324) a part of the model, so that any tuner of peft can be attached to it.
 
         Args:
-            time_offsets: as in `STDHAConfig`; None: the paper's for the backbone and the number of frames.
+            time_offsets, causal: as in `STDHAConfig`.
 
         Returns:
             This model. Its configuration holds the offsets.
         """
         backbone = find_backbone(self)
-        stdha = STDHAConfig(num_frames=self.config.num_frames, time_offsets=time_offsets)
+        stdha = STDHAConfig(num_frames=self.config.num_frames, time_offsets=time_offsets, causal=causal)
         stdha.resolve(backbone)
         for layer, block in enumerate(backbone.blocks.values()):
             block.time_offsets = stdha.head_time_offsets(layer)
+        backbone.model.last_frames = self.config.num_frames if causal else None
         self.config.describe_time(self)
         return self
 
@@ -194,6 +197,9 @@ class I2VModel(I2VPreTrainedModel):
                 kwargs[name] = getattr(self.config, name) or None
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return self.image_model(pixel_values, num_frames=num_frames, return_dict=return_dict, **kwargs)
+
+    def _run_step(self, frames_SChw: torch.Tensor, step: Step) -> torch.Tensor:
+        return self(frames_SChw, num_frames=1, step=step, return_dict=True).pooler_output
 
 
 class I2VForVideoClassification(I2VPreTrainedModel):
@@ -307,3 +313,6 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return outputs if return_dict else outputs.to_tuple()
+
+    def _run_step(self, frames_SChw: torch.Tensor, step: Step) -> torch.Tensor:
+        return self(frames_SChw, num_frames=1, step=step, return_dict=True).logits

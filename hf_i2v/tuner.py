@@ -130,12 +130,15 @@ class I2VTuner(BaseTuner):
         config, backbone = self.peft_config[adapter_name], self._backbone.model
         with torch.device("meta") if kwargs.get("low_cpu_mem_usage") else nullcontext():
             branch = config.branch_module(self._backbone)
-        if branch is None and not config.pooling:
+        if branch is None and not config.pooling and not config.causal:
             return
         if "clip_head" not in backbone._modules:
             backbone.clip_head = BackboneLayer(adapter_name)
         if config.pooling:
             backbone.clip_head.pooling[adapter_name] = config.pooling
+        if config.causal:
+            own = getattr(getattr(model, "config", None), "num_frames", None)
+            backbone.clip_head.last_frames[adapter_name] = own or config.num_frames
         if branch is not None:
             backbone.clip_head.i2v_branch[adapter_name] = _moved(branch, next(backbone.parameters()))
         backbone.clip_head.set_adapter(self.active_adapters, inference_mode=config.inference_mode)

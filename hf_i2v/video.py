@@ -14,6 +14,8 @@ from .frames import (
     Passage,
     fold,
     frames_in_flight,
+    mean_of_last,
+    mean_over_frames,
     over_frames,
     passage_in_flight,
     pooling_in_flight,
@@ -24,6 +26,7 @@ from .methods.branch import Branch, FrozenFeatures
 from .methods.config import config_from_dict
 from .methods.stdha import check_time_offsets, trim
 from .quantized import is_quantized
+from .stream_state import Step
 from .swapped import Swapped, swap_in, swap_out
 
 
@@ -58,24 +61,29 @@ class VideoEmbeddings(Swapped):
         if passage is not None and passage.entering is not None:
             return passage.entering  # only its shape is read, by what stands before the blocks
         x_MND = super().forward(*args, **kwargs)
-        adapters = self._modules.get("temporal")
-        embeddings = [] if self.temporal_embedding is None else [self.temporal_embedding]
-        for embedding_TD in embeddings + (adapters.working_embeddings() if adapters is not None else []):
+        for embedding_TD in self.working_embeddings():
             embedding_TD = over_frames(embedding_TD, frames_in_flight()).to(x_MND.dtype)
             x_MND = (x_MND.unflatten(0, (-1, embedding_TD.shape[0])) + embedding_TD[:, None]).flatten(0, 1)
         return x_MND
+
+    def working_embeddings(self) -> list[torch.Tensor]:
+        """The model's own temporal embedding and those of the working adapters."""
+        adapters = self._modules.get("temporal")
+        own = [] if self.temporal_embedding is None else [self.temporal_embedding]
+        return own + (adapters.working_embeddings() if adapters is not None else [])
 
 
 class BackboneLayer(I2VLayer):
     """The tuner layer of the whole backbone: each adapter's side branch and pooling."""
 
     adapter_layer_names = ("i2v_branch",)
-    other_param_names = ("pooling",)
+    other_param_names = ("pooling", "last_frames")
 
     def __init__(self, adapter_name: str):
         super().__init__(adapter_name)
         self.i2v_branch = nn.ModuleDict()
         self.pooling: dict[str, str] = {}
+        self.last_frames: dict[str, int] = {}  # of causal adapters
 
     def working_branches(self) -> list[Branch]:
         return [self.i2v_branch[name] for name in self.working_adapters() if name in self.i2v_branch]
@@ -87,13 +95,17 @@ class BackboneLayer(I2VLayer):
             raise ValueError(f"The active adapters {self.working_adapters()} pool differently. Activate one of them.")
         return wanted.pop() if wanted else None
 
+    def working_last_frames(self) -> int | None:
+        """How many of the last frames the working adapters pool, or None if they are not causal."""
+        return max((self.last_frames[n] for n in self.working_adapters() if n in self.last_frames), default=None)
+
 
 class VideoNorm(Swapped):
     """The final norm. With the pooling "before_norm" it takes the mean over the frames."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if pooling_in_flight() == "before_norm":
-            x = unfold(x, x.shape[0] // frames_in_flight()).mean(1)
+            x = mean_over_frames(x)
         return super().forward(x)
 
 
@@ -113,6 +125,7 @@ class VideoBackbone(Swapped):
         num_frames: int | None = None,
         frozen_features: FrozenFeatures | None = None,
         prefix_only: bool = False,
+        step: Step | None = None,
         return_dict=None,
         **kwargs,
     ):
@@ -121,7 +134,9 @@ class VideoBackbone(Swapped):
         prefix_only = prefix_only and self.feature_reads_prefix and branch is None and not any(inner.values())
         kwargs |= inner
         if frozen_features is None:
-            outputs, levels = self._run(pixel_values, num_frames, branch, prefix_only, None, *args, **kwargs)
+            outputs, levels = self._run(
+                pixel_values, num_frames, branch, prefix_only, None, *args, step=step, **kwargs
+            )
         elif frozen_features.entering is not None:
             outputs, levels = self._go_on(frozen_features, branch, prefix_only, *args, **kwargs)
         else:
@@ -134,7 +149,11 @@ class VideoBackbone(Swapped):
                     else "The active side branch reads levels of the frozen model; these frozen_features have none."
                 )
         if branch is not None:
-            outputs.pooler_output = branch(levels, outputs.pooler_output)
+            feature = outputs.pooler_output
+            if step is None:
+                outputs.pooler_output = branch(levels, feature)
+            else:
+                outputs.pooler_output = step.run("branch", branch, levels, feature_SD=feature)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return outputs if return_dict else outputs.to_tuple()
 
@@ -174,14 +193,17 @@ class VideoBackbone(Swapped):
         return getattr(self.config, name) if kwargs.get(name) is None else kwargs[name]
 
     def _run(
-        self, pixel_values, num_frames, branch, prefix_only, passage, *args, **kwargs
+        self, pixel_values, num_frames, branch, prefix_only, passage, *args, step=None, **kwargs
     ) -> tuple[BaseModelOutputWithPooling, torch.Tensor | None]:
         """The image model on all frames, its outputs unfolded; for a branch without a graph, and with its levels."""
         pixel_values, num_frames = fold(pixel_values, num_frames, getattr(self.config, "num_channels", None))
         num_clips = pixel_values.shape[0] // num_frames
         if branch is not None:
             passage = Passage(keep=frozenset(level + 1 for level in branch.levels))
-        with working_on(num_frames, self.working_pooling(), prefix_only, passage):
+        pooling, last_frames = self.working_pooling(), self.working_last_frames()
+        if step is not None:
+            last_frames = last_frames or step.num_frames
+        with working_on(num_frames, pooling, prefix_only, passage, last_frames, step):
             run = super().forward if branch is None else self._forward_without_graph
             outputs = run(pixel_values, *args, **kwargs, return_dict=True)
         feature_MD = frame_feature(outputs, has_cls=self.num_prefix_tokens > 0)
@@ -196,9 +218,12 @@ class VideoBackbone(Swapped):
             for key, value in outputs.items()
         }
         outputs = BaseModelOutputWithPooling(**values)
-        outputs.pooler_output = unfold(feature_MD, num_clips).mean(1)
+        if step is not None and pooling == "after_norm":
+            outputs.pooler_output = step.mean_of_last(last_frames, "pooling", feature_MD)
+        else:
+            outputs.pooler_output = mean_of_last(unfold(feature_MD, num_clips), last_frames)
         if self.nested:  # a head around the vision model reads tokens as those of an image, (B, N, D)
-            outputs.last_hidden_state = outputs.last_hidden_state.mean(1)
+            outputs.last_hidden_state = mean_of_last(outputs.last_hidden_state, last_frames)
         return outputs, levels
 
     @torch.no_grad()
@@ -229,6 +254,22 @@ class VideoBackbone(Swapped):
         """How the frames are pooled: the active adapter's pooling if it has one, else the model's."""
         head = self._modules.get("clip_head")
         return (head.working_pooling() if head is not None else None) or self.pooling
+
+    def working_last_frames(self) -> int | None:
+        """How many of a clip's last frames are pooled, in a causal model; None: all."""
+        head = self._modules.get("clip_head")
+        return (head.working_last_frames() if head is not None else None) or self.last_frames
+
+    def why_not_streaming(self) -> str | None:
+        """The reason why the model cannot run frame by frame; None: it can."""
+        for module in self.modules():
+            if isinstance(module, VideoEmbeddings) and module.working_embeddings():
+                return "its temporal embedding numbers the frames of a clip; causal=True leaves that out"
+            if isinstance(module, VideoBlock) and (why := module.why_not_streaming()):
+                return why
+        branch = self.working_branch()
+        why = None if branch is None else branch.why_not_streaming
+        return f"its {type(branch).__name__} {why}" if why else None
 
 
 def frame_feature(outputs, *, has_cls: bool) -> torch.Tensor:
@@ -274,6 +315,7 @@ def to_image(backbone: Backbone) -> None:
         "final_norm_name",
         "feature_reads_prefix",
         "pooling",
+        "last_frames",
         "baked_methods",
     ):
         delattr(backbone.model, name)
@@ -290,6 +332,7 @@ class TimeRecord:
     pooling: str = "after_norm"
     baked: list[dict] | None = None
     feature_reads_prefix: bool = False
+    causal: bool = False
 
     @classmethod
     def read(cls, backbone: Backbone) -> "TimeRecord":
@@ -303,6 +346,7 @@ class TimeRecord:
             pooling=backbone.model.pooling,
             baked=list(backbone.model.baked_methods) or None,
             feature_reads_prefix=backbone.model.feature_reads_prefix,
+            causal=backbone.model.last_frames is not None,
         )
 
     def apply(self, backbone: Backbone, num_frames: int | None) -> None:
@@ -313,6 +357,7 @@ class TimeRecord:
         """
         model, embeddings = backbone.model, backbone.embeddings
         model.pooling = self.pooling
+        model.last_frames = num_frames if self.causal else None
         model.feature_reads_prefix = getattr(model, "feature_reads_prefix", False) or self.feature_reads_prefix
         blocks = list(backbone.blocks.values())
         for block, offsets in zip(blocks, self.block_time_offsets(len(blocks)), strict=True):

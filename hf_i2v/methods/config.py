@@ -33,6 +33,8 @@ class I2VTunerConfig(PeftConfig):
         title, paper: its name in the literature, and its paper ("arXiv 2310.01324").
         includes: names of methods that are a part of it. It does not compose with them.
         why_alone: the reason why it composes with no other method; None: it composes.
+        why_not_causal: the reason why it has no causal form; None: it has one.
+        frame_wise: whether it works on each frame by itself, and so is causal as it is.
         merges: whether all of it folds into weights, time offsets and temporal embedding (`merge_and_unload`).
         merges_frames: whether later blocks work on fewer frames. Such methods act first in a composition.
         reuses_attention: whether it runs the frozen attention a second time. Merged weights would then act twice.
@@ -49,6 +51,8 @@ class I2VTunerConfig(PeftConfig):
             added when the adapter is attached.
         trained_on: shape, a sample of the weights and the labels, if any, of the model that the adapter is for; filled
             in when the adapter is attached.
+        causal: no frame looks at later ones, there is no temporal embedding, and the clip feature is the mean over the
+            last `num_frames` frames of a clip of any length. Such a model runs frame by frame (`new_stream`, `step`).
     """
 
     method_name: ClassVar[str]
@@ -56,6 +60,8 @@ class I2VTunerConfig(PeftConfig):
     paper: ClassVar[str]
     includes: ClassVar[tuple[str, ...]] = ()
     why_alone: ClassVar[str | None] = None
+    why_not_causal: ClassVar[str | None] = "does not say that it has a causal form"
+    frame_wise: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     merges_frames: ClassVar[bool] = False
     reuses_attention: ClassVar[bool] = False
@@ -78,6 +84,10 @@ class I2VTunerConfig(PeftConfig):
         default=None, metadata={"help": "Shape and labels of the model that the adapter is for; filled in."}
     )
 
+    causal: bool = field(
+        default=False, metadata={"help": "Look at past frames only, so that the model runs frame by frame."}
+    )
+
     def __post_init__(self):
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OF_PEFT}
         check_values(values, largest=SIZE_LIMITS["hidden_size"])
@@ -91,6 +101,10 @@ class I2VTunerConfig(PeftConfig):
             raise ValueError(f"pooling {self.pooling!r} must be one of {list(POOLINGS)}")
         if isinstance(self.layers_to_transform, int):
             self.layers_to_transform = [self.layers_to_transform]
+        if self.causal and self.why_not_causal:
+            raise ValueError(f"{self.title} cannot be causal: it {self.why_not_causal}.")
+        if self.causal:
+            self.uses_temporal_embedding = False  # a stream has no numbers for its frames
 
     @property
     def target_modules(self) -> str | None:
@@ -123,6 +137,13 @@ class I2VTunerConfig(PeftConfig):
         """As in peft. The folder's README.md then opens with how to load the adapter."""
         super().save_pretrained(save_directory, **kwargs)
         open_card_with_loading(save_directory, self)
+
+    @property
+    def why_not_streaming(self) -> str | None:
+        """The reason why a model with it cannot run frame by frame; None: it can."""
+        if self.causal or self.frame_wise:
+            return None
+        return self.why_not_causal or "looks at later frames too, unless it is made with causal=True"
 
     def parts(self) -> list["I2VTunerConfig"]:
         """The methods that this configuration is made of, in the order in which they act."""
@@ -190,6 +211,7 @@ class ComposedConfig(I2VTunerConfig):
 
     method_name = "i2v_composed"
     title = "a composition"
+    why_not_causal = None
     paper = "the methods' own"
 
     methods: list = field(default_factory=list, metadata={"help": "Configurations of the methods, in order."})
@@ -212,6 +234,10 @@ class ComposedConfig(I2VTunerConfig):
                 raise ValueError(f"{method.method_name} already includes {' and '.join(contained)}; leave that out.")
             if why := method.why_alone or ("is a side branch" if method.has_branch else None):
                 raise ValueError(f"{' + '.join(names)} makes no sense: {method.title} {why}.")
+        self.causal = any(method.causal for method in self.methods)
+        for method in self.methods:
+            if self.causal and (why := method.why_not_streaming):
+                raise ValueError(f"{' + '.join(names)} is half causal: {method.title} {why}.")
         for fact in ("uses_temporal_embedding", "trains_final_norm", "unused_parameters"):
             setattr(self, fact, any(getattr(method, fact) for method in self.methods))
         frames = {m.num_frames for m in [self, *self.methods]} - {None}

@@ -19,6 +19,7 @@ class LinearAdapter(SiteModule):
     """y = x + s·(W₂·drop(W₁x + b₁) + b₂) on (…, D); the identity at the start."""
 
     folds = True
+    frame_wise = True
 
     def __init__(self, width: int, bottleneck: int, scale: float, dropout: float):
         super().__init__()
@@ -57,6 +58,8 @@ class LinearAdapterConfig(I2VTunerConfig):
     paper = "arXiv 2310.01324"
     merges = True
     trains_final_norm = True
+    frame_wise = True
+    why_not_causal = None
 
     adapter_ratio: float = field(default=0.25, metadata={"help": "Bottleneck width relative to the model's width."})
     adapter_scale: float = field(default=0.5, metadata={"help": "Scale s of the adapter's branch; 1.0 for SSv2."})

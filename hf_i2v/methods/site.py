@@ -25,6 +25,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
+from ..stream_state import Kept
+
 SITE_NAMES = ("before", "attention_in", "attention_out", "between", "mlp_in", "mlp_out", "parallel", "after")
 FOLDING_SITES = ("attention_in", "attention_out", "mlp_in", "mlp_out")  # next to a linear layer of the frozen model
 
@@ -45,10 +47,13 @@ class SiteModule(nn.Module):
             and returns (M / frames_merged, N, D).
         folds: whether the module is an affine map of a token that `affine()` gives, so that merging can fold it into
             the frozen weights. Such a module stands at one of `FOLDING_SITES`.
+        frame_wise: whether each frame's result depends on that frame alone. Else a module that can work on a stream,
+            frame by frame, writes `new_state` and `step`.
     """
 
     frames_merged: ClassVar[int] = 1
     folds: ClassVar[bool] = False
+    frame_wise: ClassVar[bool] = False
 
     def forward(
         self, x_MND: torch.Tensor, *, num_frames: int, norm1: Callable, attend: Callable, **context: object
@@ -59,13 +64,46 @@ class SiteModule(nn.Module):
             num_frames: T at this place.
             norm1: the block's own norm before the attention, (…, D) → (…, D).
             attend: the block's own frozen attention over any sequences, (C, length, D) → (C, length, D), without
-                mask, time shift or positions.
+                time shift or positions. A second argument is added to the attention's logits as a mask, or changes
+                keys and values (see `kernel.py`).
             context: arguments of later versions. Accept and ignore them.
 
         Returns:
             (B·T, N, D), or (B·T / frames_merged, N, D).
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward.")
+
+    @property
+    def why_not_streaming(self) -> str | None:
+        """The reason why it cannot work frame by frame; None: it can."""
+        writes_step = type(self).step is not SiteModule.step
+        return None if self.frame_wise or writes_step else "has no step for one frame"
+
+    def new_state(self, x_SND: torch.Tensor) -> Kept:
+        """What it keeps of streams without frames: zeros (S, …) by name, made from the S streams' first frame."""
+        return {}
+
+    def step(
+        self,
+        x_SND: torch.Tensor,
+        kept: Kept,
+        *,
+        age_S: torch.Tensor,
+        norm1: Callable,
+        attend: Callable,
+        **context: object,
+    ) -> tuple[torch.Tensor, Kept]:
+        """`forward` on the newest frame of each stream.
+
+        Args:
+            kept: what it kept; not to be changed in place.
+            age_S: how many frames each stream had before. What is kept of a stream without frames is zero.
+            norm1, attend, context: as in `forward`.
+
+        Returns:
+            What `forward` gives for this frame at the end of a clip of all frames so far, and what to keep.
+        """
+        return self(x_SND, num_frames=1, norm1=norm1, attend=attend, **context), kept
 
     def affine(self) -> AffineMap:
         """The module as an affine map, in evaluation mode. Only called if the module `folds`."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, grid_side
 from ..frames import convolve_over_time
+from ..stream_state import Kept
 from .config import I2VTunerConfig
 from .site import SiteModule
 
@@ -25,13 +26,26 @@ class TokenConv3d(nn.Conv3d):
     Its results for the prefix tokens are not used. They are computed where that is cheaper than copying the patches.
     """
 
-    def __init__(self, channels: int, kernel_size: tuple[int, int, int], num_prefix_tokens: int):
-        super().__init__(channels, channels, kernel_size, padding=tuple(k // 2 for k in kernel_size), groups=channels)
+    def __init__(self, channels: int, kernel_size: tuple[int, int, int], num_prefix_tokens: int, *, causal: bool):
+        padding = (0 if causal else kernel_size[0] // 2, kernel_size[1] // 2, kernel_size[2] // 2)
+        super().__init__(channels, channels, kernel_size, padding=padding, groups=channels)
         self.num_prefix_tokens = num_prefix_tokens
+        self.causal = causal
 
     def forward(self, z_BTNR: torch.Tensor) -> torch.Tensor:
         if self.kernel_size[1:] == (1, 1):
-            return convolve_over_time(z_BTNR, self.weight.flatten(1), self.bias)
+            return convolve_over_time(z_BTNR, self.weight.flatten(1), self.bias, causal=self.causal)
+        if self.causal:
+            z_BTNR = F.pad(z_BTNR, (0, 0, 0, 0, self.kernel_size[0] - 1, 0))
+        return self._over_grid(z_BTNR)
+
+    def last(self, z_SKNR: torch.Tensor) -> torch.Tensor:
+        """The last frame's result, from as many frames as there are taps: (S, N, R)."""
+        if self.kernel_size[1:] == (1, 1):
+            return torch.einsum("sknr,rk->snr", z_SKNR, self.weight.flatten(1)) + self.bias
+        return self._over_grid(z_SKNR)[:, 0]
+
+    def _over_grid(self, z_BTNR: torch.Tensor) -> torch.Tensor:
         patches = z_BTNR[:, :, self.num_prefix_tokens :]
         side = grid_side(patches.shape[2])
         z_BRThw = patches.unflatten(2, (side, side)).permute(0, 4, 1, 2, 3)
@@ -40,12 +54,23 @@ class TokenConv3d(nn.Conv3d):
 
 
 class STAdapter(SiteModule):
-    """x_patches ← x_patches + W₂ · DWConv3D(W₁ x_patches) on (M, N, D); the identity at the start."""
+    """x_patches ← x_patches + W₂ · DWConv3D(W₁ x_patches) on (M, N, D); the identity at the start.
 
-    def __init__(self, width: int, bottleneck: int, kernel_size: tuple[int, int, int], num_prefix_tokens: int):
+    With `causal` the last tap reads the frame itself. A stream keeps the bottlenecks of the frames under other taps.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        bottleneck: int,
+        kernel_size: tuple[int, int, int],
+        num_prefix_tokens: int,
+        *,
+        causal: bool = False,
+    ):
         super().__init__()
         self.down = nn.Linear(width, bottleneck)
-        self.conv = TokenConv3d(bottleneck, kernel_size, num_prefix_tokens)
+        self.conv = TokenConv3d(bottleneck, kernel_size, num_prefix_tokens, causal=causal)
         self.up = nn.Linear(bottleneck, width)
         self.num_prefix_tokens = num_prefix_tokens
         for zero in (self.down.bias, self.conv.weight, self.conv.bias, self.up.bias):
@@ -53,10 +78,27 @@ class STAdapter(SiteModule):
 
     def forward(self, x_MND: torch.Tensor, *, num_frames: int, **_: object) -> torch.Tensor:
         z_MNR = self.down(x_MND.to(self.down.weight.dtype))
-        z_MNR = self.conv(z_MNR.unflatten(0, (-1, num_frames))).flatten(0, 1)
+        return self._added(x_MND, self.conv(z_MNR.unflatten(0, (-1, num_frames))).flatten(0, 1))
+
+    def _added(self, x_MND: torch.Tensor, z_MNR: torch.Tensor) -> torch.Tensor:
         delta_MND = self.up(z_MNR).to(x_MND.dtype)
         delta_MND[:, : self.num_prefix_tokens] = 0
         return delta_MND.add_(x_MND)
+
+    @property
+    def why_not_streaming(self) -> str | None:
+        ahead = not self.conv.causal and self.conv.kernel_size[0] > 1
+        return "convolves over later frames too; causal=True ends its taps at the current one" if ahead else None
+
+    def new_state(self, x_SND: torch.Tensor) -> Kept:
+        past, weight = self.conv.kernel_size[0] - 1, self.down.weight
+        rows = x_SND.new_zeros(x_SND.shape[0], past, x_SND.shape[1], weight.shape[0], dtype=weight.dtype)
+        return {"rows": rows}
+
+    def step(self, x_SND: torch.Tensor, kept: Kept, **_: object) -> tuple[torch.Tensor, Kept]:
+        z_SNR = self.down(x_SND.to(self.down.weight.dtype))
+        z_SKNR = torch.cat((kept["rows"], z_SNR[:, None]), dim=1)  # zeros before the first frame: the padding
+        return self._added(x_SND, self.conv.last(z_SKNR)), {"rows": z_SKNR[:, 1:].clone()}
 
 
 @dataclass
@@ -69,6 +111,7 @@ class STAdapterConfig(I2VTunerConfig):
             too; Something-Something-v2, "24×384").
         kernel_size: of the depth-wise convolution, (frames, height, width), odd numbers.
         layers_to_transform: the blocks with adapters; the released code adapts the last ones.
+        causal: the convolution's taps end at the current frame (ours, not the paper's).
     """
 
     method_name = "st_adapter"
@@ -76,6 +119,7 @@ class STAdapterConfig(I2VTunerConfig):
     paper = "arXiv 2206.13559"
     unused_parameters = True  # the last block's adapter at "between", if the feature is the CLS token
     default_pooling = "before_norm"
+    why_not_causal = None
 
     adapter_width: int = field(default=384, metadata={"help": "Width of the bottleneck."})
     adapter_sites: list[str] = field(
@@ -98,6 +142,12 @@ class STAdapterConfig(I2VTunerConfig):
 
     def site_modules(self, backbone: Backbone, layer: int) -> dict[str, SiteModule]:
         return {
-            site: STAdapter(backbone.hidden_size, self.adapter_width, self.kernel_size, backbone.num_prefix_tokens)
+            site: STAdapter(
+                backbone.hidden_size,
+                self.adapter_width,
+                self.kernel_size,
+                backbone.num_prefix_tokens,
+                causal=self.causal,
+            )
             for site in self.adapter_sites
         }

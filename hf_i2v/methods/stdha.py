@@ -7,17 +7,14 @@ Paper: ZeroI2V (arXiv 2310.01324), section 3.2. For a head with time offset o, f
 No parameters and no FLOPs: only which rows of k and v a head reads.
 """
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import nn
-from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..backbones import Backbone
+from ..stream_state import Kept, Step
 from .config import I2VTunerConfig
 
 
@@ -30,7 +27,7 @@ def shift_heads(x_MHNK: torch.Tensor, num_frames: int, time_offsets: tuple[int, 
         time_offsets: one offset (frames) per head from head 0 on; heads beyond them stay.
     """
     longest = max(map(abs, time_offsets))
-    if longest >= num_frames:
+    if longest >= num_frames and max(time_offsets) > 0:  # a stream, which looks back only, may be younger than that
         raise ValueError(
             f"A time offset of {longest} frames needs clips of more than {longest} frames, but num_frames is "
             f"{num_frames}. Use longer clips, or smaller time_offsets."
@@ -49,62 +46,62 @@ def _shift(x_BTNK: torch.Tensor, offset: int) -> torch.Tensor:
     if offset > 0:  # 0 1 2 3 → 1 2 3 3
         return torch.cat((x_BTNK[:, offset:], x_BTNK[:, T - offset :]), dim=1)
     if offset < 0:  # 0 1 2 3 → 0 0 1 2
-        return torch.cat((x_BTNK[:, :-offset], x_BTNK[:, : T + offset]), dim=1)
+        return torch.cat((x_BTNK[:, :-offset], x_BTNK[:, : max(0, T + offset)]), dim=1)
     return x_BTNK
 
 
 class TimeShift(NamedTuple):
-    """Passed instead of the attention mask, the only argument that every model hands on to its kernel."""
+    """Shifts the heads of keys and values in time, before the kernel (see `kernel.py`)."""
 
     attention_mask: torch.Tensor | None
     num_frames: int
     time_offsets: tuple[int, ...]
 
+    def __call__(self, key_MHNK: torch.Tensor, value_MHNK: torch.Tensor) -> tuple:
+        shifted = (shift_heads(x_MHNK, self.num_frames, self.time_offsets) for x_MHNK in (key_MHNK, value_MHNK))
+        return *shifted, self.attention_mask
 
-class TimeShiftConfig:
-    """An attention layer's config with another kernel name, STDHA's. All other attributes are the real config's.
 
-    Each call reads the user's kernel (eager, sdpa, flash, flex) from the real config. So `set_attn_implementation`
-    keeps working and does not switch STDHA off.
+class StreamShift(NamedTuple):
+    """A `TimeShift` for one frame of each stream: past frames' keys and values are those that the step recalls."""
+
+    attention_mask: torch.Tensor | None
+    step: Step
+    place: str
+    time_offsets: tuple[int, ...]
+
+    def __call__(self, key_SHNK: torch.Tensor, value_SHNK: torch.Tensor) -> tuple:
+        past = self.step.recall(self.place, lambda: self.new_state(key_SHNK))
+        keys, values = (
+            read_past(x_SHNK, past[name], self.time_offsets, self.step.age_S)
+            for name, x_SHNK in (("keys", key_SHNK), ("values", value_SHNK))
+        )
+        self.step.keep(self.place, {"keys": keys, "values": values})
+        return key_SHNK, value_SHNK, self.attention_mask
+
+    def new_state(self, key_SHNK: torch.Tensor) -> Kept:
+        """For each head with offset −o the last o frames, the oldest first: (S, Σ o, N, K)."""
+        S, _, N, K = key_SHNK.shape
+        return {name: key_SHNK.new_zeros(S, -sum(self.time_offsets), N, K) for name in ("keys", "values")}
+
+
+def read_past(
+    x_SHNK: torch.Tensor, past_SRNK: torch.Tensor, time_offsets: tuple[int, ...], age_S: torch.Tensor
+) -> torch.Tensor:
+    """Give the shifted heads their rows of past frames, in place. A stream that is too young keeps its own.
+
+    Returns:
+        What to keep: with offsets −2 and −1 of heads a and b, `a₋₂ a₋₁ b₋₁` becomes `a₋₁ a₀ b₀`.
     """
-
-    _attn_implementation = f"stdha ({__name__})"  # a copy of this module beside a model has a kernel of its own
-
-    def __init__(self, attention: nn.Module):
-        self.wrapped = attention.config
-        # "eager" is no entry of transformers' registry but a function of each model's module
-        self.eager = sys.modules[type(attention).__module__].eager_attention_forward
-
-    def __getattr__(self, name):
-        if name == "wrapped":  # not set yet while copying or unpickling
-            raise AttributeError(name)
-        return getattr(self.wrapped, name)
-
-
-class _WithRealConfig:
-    """An attention layer as a kernel expects it: some kernels read their own name from `module.config`."""
-
-    def __init__(self, module: nn.Module):
-        self.module, self.config = module, module.config.wrapped
-
-    def __getattr__(self, name):
-        return getattr(self.module, name)
-
-
-def stdha_attention(module, query, key, value, attention_mask, **kwargs):
-    """Attention function: shift the heads of k and v in time, then call the kernel that the user chose."""
-    if isinstance(attention_mask, TimeShift):
-        attention_mask, num_frames, time_offsets = attention_mask
-        key = shift_heads(key, num_frames, time_offsets)
-        value = shift_heads(value, num_frames, time_offsets)
-    name = module.config.wrapped._attn_implementation
-    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(name, module.config.eager)
-    if name not in ("eager", "sdpa"):
-        module = _WithRealConfig(module)
-    return kernel(module, query, key, value, attention_mask, **kwargs)
-
-
-AttentionInterface.register(TimeShiftConfig._attn_implementation, stdha_attention)
+    kept, first = [], 0
+    for head, offset in enumerate(time_offsets):
+        if offset:
+            rows_SONK, own_SNK = past_SRNK[:, first : first - offset], x_SHNK[:, head].clone()
+            there_S11 = (age_S >= -offset)[:, None, None]
+            x_SHNK[:, head] = torch.where(there_S11, rows_SONK[:, 0], own_SNK)
+            kept += [rows_SONK[:, 1:], own_SNK[:, None]]
+            first -= offset
+    return torch.cat(kept, dim=1)
 
 
 def default_time_offsets(num_heads: int, num_frames: int) -> list[int]:
@@ -129,12 +126,14 @@ class STDHAConfig(I2VTunerConfig):
     Args:
         time_offsets: offsets in frames, one per head from head 0 on (missing heads: 0), or `{offset: number of
             heads}`. Default: the paper's for the backbone and the number of frames.
+        causal: the same share of the heads, but all look back (ours, not the paper's).
     """
 
     method_name = "stdha"
     title = "ZeroI2V's STDHA"
     paper = "arXiv 2310.01324"
     merges = True
+    why_not_causal = None
 
     time_offsets: list[int] | dict[int, int] | None = field(
         default=None,
@@ -152,7 +151,13 @@ class STDHAConfig(I2VTunerConfig):
     def resolve(self, backbone: Backbone) -> None:
         super().resolve(backbone)
         if self.time_offsets is None:
-            self.time_offsets = default_time_offsets(backbone.num_heads, self.num_frames)
+            offsets = default_time_offsets(backbone.num_heads, self.num_frames)
+            self.time_offsets = [-abs(offset) for offset in offsets] if self.causal else offsets
+        if self.causal and max(self.time_offsets, default=0) > 0:
+            raise ValueError(
+                f"time_offsets {self.time_offsets} look ahead, and a causal model looks back only. Use offsets <= 0, "
+                "or leave them out for the paper's share of the heads."
+            )
         check_time_offsets(self.time_offsets, backbone.num_heads, self.num_frames)
 
     def head_time_offsets(self, layer: int) -> tuple[int, ...]:

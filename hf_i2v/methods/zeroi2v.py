@@ -20,3 +20,4 @@ class ZeroI2VConfig(LinearAdapterConfig, STDHAConfig):
     uses_temporal_embedding = True
     trains_final_norm = True
     default_pooling = "after_norm"
+    frame_wise = False
