@@ -10,6 +10,7 @@ clips are random pixels in memory, so what decoding costs would come on top of i
 import argparse
 import csv
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -107,9 +108,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
             if "in the last" not in name:
                 settings = {"20": sweep_settings(), "1": sweep_settings()[:1]}
                 calls = {
-                    number: lambda heads=StackedHeads(Head.of(model), each).train(), loader=cached: sweep_epoch(
-                        heads, loader
-                    )
+                    number: partial(sweep_epoch, StackedHeads(Head.of(model), each).train(), cached)
                     for number, each in settings.items()
                 }
                 times = interleaved(calls, rounds=args.rounds)
