@@ -105,12 +105,10 @@ def measure(args: argparse.Namespace) -> list[dict]:
             times = interleaved(calls, rounds=args.rounds)
             rows.append(_row(f"{name}: epoch without / with cache", times["without"].over(times["cached"]), cache))
             if "in the last" not in name:
-                settings = {"20": sweep_settings(), "1": sweep_settings()[:1]}
+                stacked = {n: StackedHeads(Head.of(model), sweep_settings()[:n]).train() for n in (20, 1)}
                 calls = {
-                    number: lambda heads=StackedHeads(Head.of(model), each).train(), loader=cached: sweep_epoch(
-                        heads, loader
-                    )
-                    for number, each in settings.items()
+                    str(n): lambda heads=heads, loader=cached: sweep_epoch(heads, loader)
+                    for n, heads in stacked.items()
                 }
                 times = interleaved(calls, rounds=args.rounds)
                 rows.append(
