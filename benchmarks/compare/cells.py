@@ -1,0 +1,158 @@
+"""What is compared: methods, tasks, and the one recipe of all; and one cell of it, trained and looked at.
+
+A cell is a method on a task with a seed. It is trained by the training script as a user would, then its model answers
+the validation videos once, as they are and in four forms that take time away (`controls.py`).
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).parents[2]
+RECIPE = {
+    "num_frames": 8,
+    "per_device_train_batch_size": 8,
+    "crop_scale": (0.7, 1.0),
+    "flip": 0.5,
+    "classifier_dropout": 0.0,
+    "weight_decay": 0.05,
+    "num_warmup_steps": 0.1,
+    "checkpointing_steps": "no",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of the comparison.
+
+    Attributes:
+        title: as tables show it.
+        options: of the training script.
+        learning_rates: those of the sweep.
+        cached: whether it trains from features of the frozen model, computed once.
+    """
+
+    title: str
+    options: dict
+    learning_rates: tuple[float, ...] = (2.5e-4, 1e-3)
+    cached: bool = False
+
+
+def _adapter(title: str, tuner: str, *pairs: str, **more) -> Method:
+    return Method(title, {"tuner": tuner, **({"tuner_config": list(pairs)} if pairs else {})}, **more)
+
+
+METHODS = {
+    "linear_probe": _adapter("linear probe on the mean", "linear_probe", cached=True),
+    "late_minus_early": Method("linear fit on (mean, late − early)", {}, (0.0,), cached=True),
+    "attentive_probe": _adapter("attentive probe", "attentive_probe", "num_blocks=1", cached=True),
+    "step": _adapter("STEP", "step", cached=True),
+    "m_adapter": _adapter("M-adapter", "m_adapter", cached=True),
+    "full": _adapter("full fine-tuning", "full", learning_rates=(2e-5, 1e-4)),
+    "lora": _adapter("LoRA", "lora"),
+    "stdha_lora": _adapter("STDHA + LoRA", "stdha+lora"),
+    "zeroi2v": _adapter("ZeroI2V", "zeroi2v"),
+    "st_adapter": _adapter("ST-Adapter", "st_adapter"),
+    "frame2freq": _adapter("Frame2Freq", "frame2freq"),
+    "aim": _adapter("AIM", "aim"),
+    "zeroi2v_inti": _adapter("ZeroI2V + InTI", "zeroi2v+inti"),
+    "st_adapter_inti": _adapter("ST-Adapter + InTI", "st_adapter+inti"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Videos, and how many clips a method may see while it trains.
+
+    Attributes:
+        folder: below the folder of the videos.
+        clips_seen: the budget of every method.
+        shots: videos of each class to train on; None: all.
+    """
+
+    title: str
+    folder: str
+    clips_seen: int
+    shots: int | None = None
+
+
+TASKS = {
+    "getup": Task("stand up or lie down: 2 classes, 600 videos", "getup", 2400),
+    "order": Task("6 motions forwards and backwards: 12 classes, 720 videos", "order", 4800),
+    "actions": Task("15 actions: 600 videos", "actions", 2400),
+    "getup_small": Task("stand up or lie down: 96 videos", "getup", 2400, shots=48),
+    "order_16": Task("6 motions forwards and backwards: 16 videos a class", "order", 4800, shots=16),
+    "order_4": Task("6 motions forwards and backwards: 4 videos a class", "order", 2400, shots=4),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    task: str
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}/{self.method}-{self.seed}"
+
+
+def command(cell: Cell, model: Path, videos: Path, output_dir: Path, *, learning_rate: float, held_out: float) -> list:
+    """The options of the training script for a cell. With `held_out`, that share of the training videos is what it is
+    evaluated on, and it sees a quarter of the clips."""
+    task, method = TASKS[cell.task], METHODS[cell.method]
+    clips = task.clips_seen // 4 if held_out else task.clips_seen
+    options = RECIPE | method.options
+    options |= {
+        "model_name_or_path": model,
+        "train_dir": videos / task.folder / "train",
+        "output_dir": output_dir,
+        "learning_rate": learning_rate,
+        "max_train_steps": clips // RECIPE["per_device_train_batch_size"],
+        "seed": cell.seed,
+    }
+    options |= {"validation_split": held_out} if held_out else {"validation_dir": videos / task.folder / "validation"}
+    if task.shots:
+        options["shots_per_class"] = task.shots
+    if method.cached:
+        options |= {"cache_features": output_dir.parent / f"cache-{cell.method}", "cache_views": 4}
+    argv = []
+    for name, value in options.items():
+        argv += [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return argv
+
+
+def train(argv: list[str], log: Path, history: Path) -> None:
+    """Run the training script in a process of its own, and keep what it logs as lines of json."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    call = [sys.executable, __file__, str(history), *argv]
+    with open(log, "w") as file:
+        if subprocess.run(call, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode:
+            raise RuntimeError(f"The training failed. The end of {log}:\n{log.read_text()[-2000:]}")
+
+
+def _train_here(history: Path, argv: list[str]) -> None:
+    import torch
+    from accelerate import Accelerator
+
+    from hf_i2v.train import main
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+    def log(self, values, step=None, **_):
+        with history.open("a") as file:
+            file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+
+    history.unlink(missing_ok=True)
+    with mock.patch.object(Accelerator, "log", log):
+        main(argv)
+
+
+if __name__ == "__main__":
+    _train_here(Path(sys.argv[1]), sys.argv[2:])
