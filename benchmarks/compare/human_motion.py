@@ -32,7 +32,9 @@ from PIL import Image
 from tqdm import tqdm
 
 PYBULLET_DATA = Path(pybullet_data.getDataPath())
-ACTIONS = "backflip cartwheel crawl dance_a dance_b getup_facedown getup_faceup jump kick punch roll run spin spinkick walk"
+ACTIONS = (
+    "backflip cartwheel crawl dance_a dance_b getup_facedown getup_faceup jump kick punch roll run spin spinkick walk"
+)
 REVERSIBLE = "crawl getup_facedown getup_faceup jump roll walk"
 TASKS = {  # class → (motions, backwards)
     "getup": {
@@ -46,7 +48,7 @@ TASKS = {  # class → (motions, backwards)
     },
     "actions": {name: ((name,), False) for name in ACTIONS.split()},
 }
-# joint of humanoid.urdf: (first value in a frame of the motion file, number of values: 4 a quaternion w x y z, 1 an angle)
+# joint of humanoid.urdf: (first value in a frame of the motion file, number of values: 4 for a quaternion, 1 an angle)
 JOINTS = {1: (8, 4), 2: (12, 4), 3: (16, 4), 4: (20, 1), 5: (21, 4), 6: (25, 4), 7: (29, 1)}
 JOINTS |= {9: (30, 4), 10: (34, 1), 11: (35, 4), 12: (39, 4), 13: (43, 1)}
 QUATERNIONS = [4, *(first for first, count in JOINTS.values() if count == 4)]
@@ -117,7 +119,9 @@ class Person:
         at_world = {"physicsClientId": self.world}
         text = (PYBULLET_DATA / "humanoid" / "humanoid.urdf").read_text()
         for shape, thickness in (("sphere", torso), ("capsule", limbs)):  # no XML parser takes the file: it ends in \0
-            text = re.sub(f'(<{shape}[^>]* radius *= *")([^"]+)', lambda m, k=thickness: f"{m[1]}{k * float(m[2])}", text)
+            text = re.sub(
+                f'(<{shape}[^>]* radius *= *")([^"]+)', lambda m, k=thickness: f"{m[1]}{k * float(m[2])}", text
+            )
         self.floor = p.loadURDF(str(PYBULLET_DATA / "plane.urdf"), [0, 0, 0], FLOOR_UP, useMaximalCoordinates=True,
                                 **at_world)  # fmt: skip
         with tempfile.NamedTemporaryFile("w", suffix=".urdf") as file:

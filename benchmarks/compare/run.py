@@ -1,12 +1,10 @@
 """Compare every method on a real image model and real human motion, under one recipe.
 
-    make compare                                    # the material first, then all cells; hours, goes on where it stopped
     python benchmarks/compare/run.py --model dinov2-small --videos motion --task getup --method zeroi2v --seed 0
 
 A cell is one method on one task with one seed (`cells.py`). Its result is one json file below `results/`; a cell whose
 file is there is not run again. The learning rate of a method on a task comes from a sweep on a part of the training
 videos (`results/<task>/<method>.sweep.json`). The validation videos are looked at once, when a cell has been trained.
-`report.py` makes the tables and plots.
 """
 
 import argparse
@@ -95,7 +93,11 @@ def fitted_cell(cell: Cell, args: argparse.Namespace, validation) -> dict:
     v_NF, v_labels_N = features(str(args.model), validation)
     num_classes, width = int(labels_N.max()) + 1, x_NF.shape[1] // 2
     accuracy = {}
-    for name, part in (("as_it_is", slice(None)), ("mean_only", slice(width)), ("difference_only", slice(width, None))):
+    for name, part in (
+        ("as_it_is", slice(None)),
+        ("mean_only", slice(width)),
+        ("difference_only", slice(width, None)),
+    ):
         linear = fit(x_NF[:, part], labels_N, num_classes)
         accuracy[name] = float((linear(v_NF[:, part]).argmax(-1) == v_labels_N).float().mean())
     return {"accuracy": accuracy}
@@ -103,7 +105,9 @@ def fitted_cell(cell: Cell, args: argparse.Namespace, validation) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=Path, required=True, help="image checkpoint, as examples/dinov2_small.py makes")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="image checkpoint, as examples/dinov2_small.py makes"
+    )
     parser.add_argument("--videos", type=Path, required=True, help="folder that human_motion.py has filled")
     parser.add_argument("--work_dir", type=Path, help="for runs and logs; default: a temporary folder")
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
