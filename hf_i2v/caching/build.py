@@ -37,7 +37,7 @@ class Builder:
         self.backbone = find_backbone(model).model
 
     def layout(self, folder: Path, limit_bytes: int | None, *, first: bool) -> Layout:
-        """That of the cache in the folder, else a new one, which the first process notes there and prints."""
+        """That of the cache in the folder, else a new one; the first process prints what it needs."""
         there = read_index(folder, self.fingerprints)
         if there is None and folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise FileExistsError(f"{folder} is not empty and holds no cache. Choose another folder, or empty it.")
@@ -61,11 +61,14 @@ class Builder:
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         if not done and layout.total_bytes > (free := shutil.disk_usage(existing).free):
             raise CacheLimitError(f"The cache would take {need}, but only {free / 1e9:.3g} GB are free there.")
-        if there is None and first:
+        return layout
+
+    def note(self, folder: Path, layout: Layout) -> None:
+        """Say in the folder what its cache is, if nothing says so yet."""
+        if not (folder / INDEX).exists():
             folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"fingerprints": self.fingerprints, "layout": asdict(layout)}, indent=1)
             write_whole(folder / INDEX, lambda path: path.write_text(text))
-        return layout
 
     def _new_layout(self) -> Layout:
         """Found by running the model on one clip."""
