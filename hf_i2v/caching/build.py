@@ -18,7 +18,8 @@ from .layout import BATCH_DIMS, INDEX, CacheLimitError, Layout, StaleCacheError,
 from .part import cached_part, fingerprints
 
 DTYPES = ("float32", "bfloat16", "float16")
-FILE_BYTES = 64 * 2**20  # about the size of a file
+FILE_BYTES = 64 * 2**20  # the most of a file
+FILE_CLIPS = 64  # the most: processes share files, also where records are small
 
 
 class Builder:
@@ -88,7 +89,7 @@ class Builder:
             image_size=features.image_size and list(features.image_size),
         )
         # whole batches, so that the same clips go through the model together however the build is shared
-        fitting = min(1024, FILE_BYTES // layout.record_bytes) // self.batch_size * self.batch_size
+        fitting = min(FILE_CLIPS, FILE_BYTES // layout.record_bytes) // self.batch_size * self.batch_size
         return Layout(**{**asdict(layout), "records_per_file": max(self.batch_size, fitting)})
 
     def write(
