@@ -110,6 +110,9 @@ class FeatureCache(Dataset):
         folder, builder = Path(folder), Builder(model, clips, dtype, views, batch_size)
         layout = builder.layout(folder, limit_bytes, first=rank == 0)
         wait()  # nobody writes before all have looked
+        if rank == 0:
+            builder.note(folder, layout)
+        wait()  # records only where the index says of what
         own = list(layout.files())[rank::world_size]
         missing = [file for file in own if not (folder / file[0]).exists()]
         builder.write(folder, layout, missing, num_workers, show=rank == 0)

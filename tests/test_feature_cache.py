@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -192,12 +193,19 @@ def test_a_damaged_cache_is_refused_and_mended(make_model, tmp_path):
 def test_a_build_goes_on_where_it_stopped_and_is_shared(make_model, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_i2v.caching.build.FILE_BYTES", 1)  # one batch a file
     expected = FeatureCache.build(tmp_path / "alone", make_model(), Clips(), batch_size=2)
-    barrier, clips = threading.Barrier(2), [Clips(), Clips()]
+    barrier, clips = threading.Barrier(2, timeout=60), [Clips(), Clips()]
+
+    def slow_to_look(folder, expected):
+        found = layout.read_index(folder, expected)
+        if threading.current_thread().name.endswith("_1"):
+            time.sleep(0.2)  # the other has gone on: what it writes must not surprise this one
+        return found
 
     def build(rank):
         shared = {"rank": rank, "world_size": 2, "wait": barrier.wait}
         return FeatureCache.build(tmp_path / "shared", make_model(), clips[rank], batch_size=2, **shared)
 
+    monkeypatch.setattr("hf_i2v.caching.build.read_index", slow_to_look)
     with ThreadPoolExecutor(2) as pool:
         caches = list(pool.map(build, range(2)))
     assert [sorted(set(each.read[1:])) for each in clips] == [[0, 1, 4, 5], [2, 3]]  # the first shows the shapes

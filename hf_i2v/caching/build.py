@@ -18,7 +18,8 @@ from .layout import BATCH_DIMS, INDEX, CacheLimitError, Layout, StaleCacheError,
 from .part import cached_part, fingerprints
 
 DTYPES = ("float32", "bfloat16", "float16")
-FILE_BYTES = 64 * 2**20  # about the size of a file
+FILE_BYTES = 64 * 2**20  # the most of a file
+FILE_CLIPS = 64  # the most: processes share files, also where records are small
 
 
 class Builder:
@@ -37,7 +38,7 @@ class Builder:
         self.backbone = find_backbone(model).model
 
     def layout(self, folder: Path, limit_bytes: int | None, *, first: bool) -> Layout:
-        """That of the cache in the folder, else a new one, which the first process notes there and prints."""
+        """That of the cache in the folder, else a new one; the first process prints what it needs."""
         there = read_index(folder, self.fingerprints)
         if there is None and folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise FileExistsError(f"{folder} is not empty and holds no cache. Choose another folder, or empty it.")
@@ -61,11 +62,14 @@ class Builder:
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         if not done and layout.total_bytes > (free := shutil.disk_usage(existing).free):
             raise CacheLimitError(f"The cache would take {need}, but only {free / 1e9:.3g} GB are free there.")
-        if there is None and first:
+        return layout
+
+    def note(self, folder: Path, layout: Layout) -> None:
+        """Say in the folder what its cache is, if nothing says so yet."""
+        if not (folder / INDEX).exists():
             folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"fingerprints": self.fingerprints, "layout": asdict(layout)}, indent=1)
             write_whole(folder / INDEX, lambda path: path.write_text(text))
-        return layout
 
     def _new_layout(self) -> Layout:
         """Found by running the model on one clip."""
@@ -85,7 +89,7 @@ class Builder:
             image_size=features.image_size and list(features.image_size),
         )
         # whole batches, so that the same clips go through the model together however the build is shared
-        fitting = min(1024, FILE_BYTES // layout.record_bytes) // self.batch_size * self.batch_size
+        fitting = min(FILE_CLIPS, FILE_BYTES // layout.record_bytes) // self.batch_size * self.batch_size
         return Layout(**{**asdict(layout), "records_per_file": max(self.batch_size, fitting)})
 
     def write(
