@@ -29,7 +29,7 @@ from hf_i2v.archives.tables import FORMATS, write_bad_videos, write_events, writ
 from hf_i2v.data import Preprocessing, ReadLimits, eval_transform, videos_fingerprint
 from hf_i2v.data.archives import add_archive_arguments, archive_from_args
 from hf_i2v.data.failures import FailureLog
-from hf_i2v.data.windowed import ArchiveBatch, ArchiveBatches, Windows
+from hf_i2v.data.windowed import ArchiveBatch, ArchiveBatches, Windows, give_memory_back
 from hf_i2v.predict import load_model
 from hf_i2v.training.checkpoints import configuration_differences
 from hf_i2v.training.command import run_as_command
@@ -224,6 +224,7 @@ def predict(
             writer.add(batch.unit, rows, batch.bad, batch.next)
             progress.update(batch.videos_done)
             failures.record(batch.bad)
+            give_memory_back()
 
 
 def finish(args: argparse.Namespace, parts: Parts, num_videos: int) -> str:

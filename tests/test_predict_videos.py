@@ -87,7 +87,7 @@ def transform(model):
 
 
 def test_a_row_of_a_whole_video_is_the_answer_of_the_pipeline(place, tmp_path):
-    rows = predict(place, tmp_path / "out", dataloader_num_workers=2)
+    rows = predict(place, tmp_path / "out", dataloader_num_workers=1)
     names = [f"{place}/videos/{name}.mp4" for name in ("a", "b", "below/c", "short")]
     assert [row["video"] for row in rows] == names and list(rows[0]) == ["video", *_best_columns()]
     classify = pipeline("video-classification", model=str(place / "model"))
@@ -126,7 +126,7 @@ def slow_windows(model, transform, path: str, window: float, stride: float) -> l
     return found
 
 
-@pytest.mark.parametrize(("window", "stride"), [(2.0, 1.0), (1.5, 2.0), (0.25, 0.5), (99.0, 1.0)])
+@pytest.mark.parametrize(("window", "stride"), [(2.0, 1.0), (1.5, 2.0), (0.25, 0.5), (1.0, 0.0625), (99.0, 1.0)])
 def test_windows_equal_decoding_everything(place, tmp_path, model, transform, window, stride):
     rows = predict(place, tmp_path / "out", window=window, stride=stride)
     for name in ("a", "b", "short"):
