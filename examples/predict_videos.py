@@ -134,9 +134,8 @@ def rows_of(batch: ArchiveBatch, columns: dict[str, list], videos: Dataset, sche
 
 def identity(args: argparse.Namespace, model: nn.Module, videos: Dataset) -> dict:
     """What makes the rows what they are; a run goes on only with the same."""
-    record, per_unit = args.output_dir / "run.json", videos_per_unit(len(videos), args.batch_size)
-    if args.window is not None:
-        per_unit = videos_per_unit(len(videos), 1)
+    record = args.output_dir / "run.json"
+    per_unit = videos_per_unit(len(videos), args.batch_size if args.window is None else 1)
     if record.exists():  # the parts in the folder say what is done by these units
         per_unit = read_json(record, "It says which run the folder holds").get("videos_per_unit", per_unit)
     options = {name: getattr(args, name) for name in ("window", "stride", "features", "dtype")}

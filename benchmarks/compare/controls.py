@@ -9,6 +9,8 @@
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
 
 import numpy as np
 import torch
@@ -62,19 +64,13 @@ def accuracies(
     return result
 
 
-class _without_offsets:
-    """Every block's heads read their own frame while this is entered."""
-
-    def __init__(self, blocks: list[VideoBlock]):
-        self.blocks = blocks
-
-    def __enter__(self) -> None:
-        for block in self.blocks:
-            block.working_time_offsets = lambda: ()
-
-    def __exit__(self, *_: object) -> None:
-        for block in self.blocks:
-            del block.working_time_offsets
+@contextmanager
+def _without_offsets(blocks: list[VideoBlock]) -> Iterator[None]:
+    """Inside, every block's heads read their own frame."""
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(mock.patch.object(block, "working_time_offsets", tuple))
+        yield
 
 
 def batches_of(clips, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -25,17 +25,11 @@ from tqdm import tqdm
 from hf_i2v import AutoPeftModelForVideoClassification, I2VForVideoClassification
 from hf_i2v.data import VideoClips, eval_transform, preprocessing_from_pretrained
 from hf_i2v.data.folders import load_video_folder
+from hf_i2v.training.results import write_json
 from hf_i2v.training.videos import few_shot
 
 RESULTS = Path(__file__).parent / "results"
 HELD_OUT = 0.2  # of the training videos, for the sweep
-
-
-def write(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
 
 
 def clips_of(folder: Path, model: Path) -> VideoClips:
@@ -57,7 +51,7 @@ def learning_rate(cell: Cell, args: argparse.Namespace, work: Path) -> float:
             train(argv, work / f"sweep-{rate:g}.log", work / f"sweep-{rate:g}.jsonl")
             found = json.loads((output_dir / "all_results.json").read_text())
             tried.append({"learning_rate": rate, "accuracy": found["eval_accuracy"], "loss": found["eval_loss"]})
-        write(record, {"tried": tried})
+        write_json(record, {"tried": tried})
     tried = json.loads(record.read_text())["tried"]
     return max(tried, key=lambda result: (round(result["accuracy"], 2), -result["loss"]))["learning_rate"]
 
@@ -105,9 +99,7 @@ def fitted_cell(cell: Cell, args: argparse.Namespace, validation) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--model", type=Path, required=True, help="image checkpoint, as examples/dinov2_small.py makes"
-    )
+    parser.add_argument("--model", type=Path, required=True, help="image checkpoint, as dinov2_small.py makes")
     parser.add_argument("--videos", type=Path, required=True, help="folder that human_motion.py has filled")
     parser.add_argument("--work_dir", type=Path, help="for runs and logs; default: a temporary folder")
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
@@ -124,8 +116,9 @@ def main() -> None:
             clips = clips_of(args.videos / TASKS[cell.task].folder / "validation", args.model)
             validation = {cell.task: list(batches_of(clips, 16))}
         run = trained_cell if METHODS[cell.method].options else fitted_cell
+        (RESULTS / cell.task).mkdir(parents=True, exist_ok=True)
         result = run(cell, args, validation[cell.task])
-        write(RESULTS / f"{cell.name}.json", {"threads": torch.get_num_threads(), **result})
+        write_json(RESULTS / f"{cell.name}.json", {"threads": torch.get_num_threads(), **result})
         tqdm.write(f"{cell.name}: {json.dumps(result['accuracy'])}")
 
 

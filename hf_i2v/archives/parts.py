@@ -56,11 +56,10 @@ class Parts:
 
     def missing(self, units: list[Unit]) -> list[Unit]:
         """What is left to do of these units."""
-        numbers = sorted(path.stem for path in self.folder.glob("[0-9]*.parquet"))
-        last = {int(stem.split("-")[0]): stem for stem in numbers}
+        last = {int(name.split("-")[0]): name for name in self.names()}
         left = []
         for unit in units:
-            place = unit.place if unit.number not in last else self.facts(f"{last[unit.number]}.parquet")["next"]
+            place = unit.place if unit.number not in last else self.facts(last[unit.number])["next"]
             if place is not None:
                 left.append(dataclasses.replace(unit, place=Place(*place)))
         return left

@@ -11,10 +11,8 @@ from datasets import Dataset, DatasetDict
 from .failures import without_bad_videos
 from .folders import videos_in
 from .lists import ListedVideo, read_list, references_of, refuse_column_names
-from .references import VIDEO_SUFFIXES, parquet_references, tar_references
+from .references import SHARD_READERS, VIDEO_SUFFIXES
 from .sources import from_hub, from_shards, shards_in
-
-_SHARDS = {".tar": tar_references, ".parquet": parquet_references}
 
 
 def load_archive(
@@ -80,7 +78,7 @@ def load_archive(
 
 
 def _from_disk(videos: Path, video_dir: str | os.PathLike | None, video_column_name: str) -> Dataset:
-    if not videos.is_dir() and videos.suffix not in _SHARDS and videos.suffix[1:].lower() not in VIDEO_SUFFIXES:
+    if not videos.is_dir() and videos.suffix not in SHARD_READERS and videos.suffix[1:].lower() not in VIDEO_SUFFIXES:
         listed = read_list(
             videos,
             video_dir=video_dir,
@@ -93,14 +91,14 @@ def _from_disk(videos: Path, video_dir: str | os.PathLike | None, video_column_n
         raise ValueError(f"video_dir ({video_dir}) goes with a list, but {videos} is none; leave it out")
     if not videos.exists():
         raise FileNotFoundError(f"no such file or folder: {videos}")
-    shards = shards_in(videos) if videos.is_dir() else [os.path.abspath(videos)] * (videos.suffix in _SHARDS)
+    shards = shards_in(videos) if videos.is_dir() else [os.path.abspath(videos)] * (videos.suffix in SHARD_READERS)
     if shards:
         if videos.is_dir() and (beside := _videos_beside(videos)):
             raise ValueError(
                 f"{videos} holds both shards ({shards[0]}) and videos ({beside[0]}); move one kind elsewhere, or name "
                 "the videos in a list"
             )
-        references = _SHARDS[Path(shards[0]).suffix]
+        references = SHARD_READERS[Path(shards[0]).suffix]
         return from_shards({"videos": shards}, references, video_column_name, None)["videos"]
     refuse_column_names(videos, video_column_name, None)
     paths = videos_in(videos) if videos.is_dir() else [os.path.abspath(videos)]

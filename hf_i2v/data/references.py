@@ -182,6 +182,9 @@ def parquet_references(
                     }
 
 
+SHARD_READERS = {".tar": tar_references, ".parquet": parquet_references}  # by suffix
+
+
 def column_flags(columns: Sequence[str]) -> str:
     """The flags that name the column of videos and, where it is wanted, that of labels."""
     return " and ".join(["--video_column_name", "--label_column_name"][: len(columns)])

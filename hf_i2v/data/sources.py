@@ -36,7 +36,7 @@ from .failures import without_bad_videos
 from .fingerprints import shard_versions
 from .folders import load_video_folder
 from .lists import read_class_names, read_list, references_of, refuse_column_names
-from .references import column_flags, parquet_features, parquet_references, tar_references
+from .references import SHARD_READERS, column_flags, parquet_features, parquet_references, tar_references
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +124,8 @@ def load_videos(
             refuse_column_names(train_dir, **columns)
             splits = load_video_folder(train_dir, validation_dir)
         else:
-            kind = Path(shards["train"][0]).suffix if shards["train"] else None
-            splits = from_shards(shards, tar_references if kind == ".tar" else parquet_references, **columns)
+            kind = Path(shards["train"][0]).suffix if shards["train"] else ".parquet"
+            splits = from_shards(shards, SHARD_READERS[kind], **columns)
     elif train_file is not None:
         splits = {
             split: references_of(read_list(file, video_dir=video_dir, split=split, **columns))
@@ -169,7 +169,7 @@ def _splits(train: Any, validation: Any) -> dict[str, Any]:
 def shards_in(folder: str | os.PathLike) -> list[str]:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    shards = sorted(str(file) for file in Path(folder).rglob("*") if file.suffix in (".tar", ".parquet"))
+    shards = sorted(str(file) for file in Path(folder).rglob("*") if file.suffix in SHARD_READERS)
     if len({Path(shard).suffix for shard in shards}) > 1:
         raise ValueError(f"{folder} holds both tar and parquet files; keep one kind")
     return [os.path.abspath(shard) for shard in shards]
