@@ -20,7 +20,7 @@ from .merging import Folded, fold_into_weights
 from .methods.kernel import KernelConfig
 from .methods.site import FOLDING_SITES, SITE_NAMES, SiteModule
 from .methods.stdha import StreamShift, TimeShift
-from .streams import Step
+from .stream_state import Step
 from .swapped import Swapped, swap_in, swap_out
 
 

@@ -15,7 +15,7 @@ from transformers.utils import logging
 # A ContextVar while Python runs, a plain global while torch.compile traces, because it cannot trace a ContextVar.
 from transformers.utils.output_capturing import CompileableContextVar
 
-from .streams import Step
+from .stream_state import Step
 
 _in_flight = CompileableContextVar("hf_i2v_in_flight")
 

@@ -1,7 +1,6 @@
 """The video models that are saved as one folder: an image model's weights, time offsets, baked modules, classifier."""
 
 import os
-import weakref
 from typing import Any, Self
 
 import torch
@@ -29,12 +28,13 @@ from .image_checkpoint import (
     pretrained_image_model,
 )
 from .methods.stdha import STDHAConfig
-from .streams import Step, StreamState, check_step
+from .stream_state import Step
+from .streaming import StreamingModel
 from .untrusted import MAX_PARAMETERS, check_complete, check_finite, check_limit, check_weight_files, foreign_files
 from .video import VideoEmbeddings, to_video
 
 
-class I2VPreTrainedModel(PreTrainedModel):
+class I2VPreTrainedModel(StreamingModel, PreTrainedModel):
     config: I2VConfig
     base_model_prefix = "i2v"
     main_input_name = "pixel_values"
@@ -140,75 +140,6 @@ class I2VPreTrainedModel(PreTrainedModel):
         backbone.model.last_frames = self.config.num_frames if causal else None
         self.config.describe_time(self)
         return self
-
-    def why_not_streaming(self) -> str | None:
-        """The reason why the model cannot run frame by frame; None: `new_stream` and `step` work."""
-        return find_backbone(self).model.why_not_streaming()
-
-    @torch.no_grad()
-    def new_stream(self, batch_size: int = 1, *, image_size: int | tuple[int, int] | None = None) -> StreamState:
-        """The state of streams that have seen no frame yet, for `step`; on the model's device and in its dtype.
-
-        Args:
-            batch_size: number of streams S, which may start, stop and be replaced one by one (see `StreamState`).
-            image_size: height and width of the frames; None: what the model's preprocessing makes.
-
-        Raises:
-            ValueError: the model cannot run frame by frame, because a frame's result depends on later ones.
-        """
-        if batch_size < 1:
-            raise ValueError(f"batch_size ({batch_size}) must be >= 1")
-        if why := self.why_not_streaming():
-            raise ValueError(
-                f"This {type(self).__name__} cannot run frame by frame: {why}. Call it on clips (B, T, C, h, w) "
-                "instead."
-            )
-        backbone = find_backbone(self).model
-        *_, channels, height, width = self.config.clip_shape()
-        if image_size is not None:
-            height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        blank = next(backbone.parameters()).new_zeros(1, channels, height, width)
-        started = Step(torch.zeros(1, dtype=torch.long, device=blank.device), self.config.num_frames)
-        self._run_step(blank, started)  # says what each part keeps
-        kept = {
-            place: {name: x.new_zeros(batch_size, *x.shape[1:]) for name, x in part.items()}
-            for place, part in started.after.items()
-        }
-        age = torch.zeros(batch_size, dtype=torch.long, device=blank.device)
-        return StreamState(age, kept, (channels, height, width), weakref.ref(backbone))
-
-    @torch.no_grad()
-    def step(self, frames: torch.Tensor, state: StreamState) -> tuple[torch.Tensor, StreamState]:
-        """The answer after one more frame of each stream: what the model gives for a clip of all its frames so far.
-
-        ```python
-        state = model.new_stream(batch_size=2)
-        for frames_SChw in camera:
-            logits_SC, state = model.step(frames_SChw, state)
-        ```
-
-        The clip feature is the mean over the last `num_frames` frames, or over as many as there were. Gradients are
-        not recorded. The given state stays as it is.
-
-        Args:
-            frames: (S, C, h, w), normalised pixels as in a clip.
-            state: of `new_stream`, or of the step before.
-
-        Returns:
-            Logits (S, num_labels), or the feature (S, D) of a model without a head; and the new state.
-
-        Raises:
-            ValueError: the state is of another model or batch, frames have another size, number of channels or an
-                integer type, or the model is in training mode.
-        """
-        check_step(frames, state, find_backbone(self).model)
-        running = Step(state.age, self.config.num_frames, state.kept)
-        answer = self._run_step(frames, running)
-        return answer, StreamState(state.age + 1, running.after, state.frame_shape, state.model)
-
-    def _run_step(self, frames_SChw: torch.Tensor, step: Step) -> torch.Tensor:
-        """The answer to one frame of each stream, (S, …)."""
-        raise NotImplementedError(f"{type(self).__name__} has no step.")
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -26,7 +26,7 @@ from .methods.branch import Branch, FrozenFeatures
 from .methods.config import config_from_dict
 from .methods.stdha import check_time_offsets, trim
 from .quantized import is_quantized
-from .streams import Step
+from .stream_state import Step
 from .swapped import Swapped, swap_in, swap_out
 
 
@@ -149,7 +149,11 @@ class VideoBackbone(Swapped):
                     else "The active side branch reads levels of the frozen model; these frozen_features have none."
                 )
         if branch is not None:
-            outputs.pooler_output = branch(levels, outputs.pooler_output)
+            feature = outputs.pooler_output
+            if step is None:
+                outputs.pooler_output = branch(levels, feature)
+            else:
+                outputs.pooler_output = step.run("branch", branch, levels, feature_SD=feature)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return outputs if return_dict else outputs.to_tuple()
 
@@ -264,7 +268,8 @@ class VideoBackbone(Swapped):
             if isinstance(module, VideoBlock) and (why := module.why_not_streaming()):
                 return why
         branch = self.working_branch()
-        return None if branch is None else branch.why_not_streaming
+        why = None if branch is None else branch.why_not_streaming
+        return f"its {type(branch).__name__} {why}" if why else None
 
 
 def frame_feature(outputs, *, has_cls: bool) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone
-from ..streams import Kept
+from ..stream_state import Kept
 from .config import I2VTunerConfig
 from .site import SiteModule
 

@@ -6,6 +6,9 @@ after the final norm, `num_blocks` pre-norm blocks, then one cross-attention wit
     x ← x + W_o attention(LN x);   x ← x + MLP(LN x)
     y = q + attention(q, LN x);    y ← y + MLP(LN y)        no norm before this query, no projection after
 
+In a causal probe (ours) the tokens are those of the last T frames of the clip, for T the frames of a training clip: a
+stream keeps these tokens, and every step reads them all.
+
 y is the clip feature. The released probes count the cross-attention as a block (`num_probe_blocks: 4` is 3 here).
 """
 
@@ -17,20 +20,30 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone
+from ..stream_state import Kept
 from .branch import Branch
 from .config import I2VTunerConfig
 
 INIT_STD = 0.02
 
 
-def attention(q_BND: torch.Tensor, k_BND: torch.Tensor, v_BND: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Attention of several heads, without projections: (B, N, D) each, of q another N."""
+def attention(
+    q_BND: torch.Tensor, k_BND: torch.Tensor, v_BND: torch.Tensor, num_heads: int, there_BN: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attention of several heads, without projections: (B, N, D) each, of q another N. `there_BN`: which keys there
+    are; None: all."""
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q_BND, k_BND, v_BND))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    mask = None if there_BN is None else there_BN[:, None, None]
+    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 def attend_once(
-    q_BD: torch.Tensor, x_BND: torch.Tensor, key: nn.Linear, value: nn.Linear, num_heads: int
+    q_BD: torch.Tensor,
+    x_BND: torch.Tensor,
+    key: nn.Linear,
+    value: nn.Linear,
+    num_heads: int,
+    there_BN: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What one projected query per clip finds in tokens x: attention(q, key(x), value(x)), (B, D).
 
@@ -41,6 +54,8 @@ def attend_once(
     query_BHD = torch.einsum("bhk,hkd->bhd", q_BHK, key.weight.unflatten(0, (num_heads, -1)))
     constant_BH = torch.einsum("bhk,hk->bh", q_BHK, key.bias.unflatten(0, (num_heads, -1)))
     logits_BHN = query_BHD @ x_BND.mT + constant_BH[..., None]
+    if there_BN is not None:
+        logits_BHN = logits_BHN.masked_fill(~there_BN[:, None], -math.inf)
     weights_BHN = (logits_BHN * q_BHK.shape[-1] ** -0.5).softmax(-1)
     mean_BHD = weights_BHN @ x_BND
     v_BHK = torch.einsum("bhd,hkd->bhk", mean_BHD, value.weight.unflatten(0, (num_heads, -1)))
@@ -64,9 +79,9 @@ class SelfAttentionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = mlp(width, mlp_ratio)
 
-    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BND: torch.Tensor, there_BN: torch.Tensor | None = None) -> torch.Tensor:
         q_BND, k_BND, v_BND = self.qkv(self.norm1(x_BND)).chunk(3, dim=-1)
-        x_BND = x_BND + self.out(attention(q_BND, k_BND, v_BND, self.num_heads))
+        x_BND = x_BND + self.out(attention(q_BND, k_BND, v_BND, self.num_heads, there_BN))
         return x_BND + self.mlp(self.norm2(x_BND))
 
 
@@ -85,9 +100,9 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = mlp(width, mlp_ratio)
         nn.init.trunc_normal_(self.query, std=INIT_STD)
 
-    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BND: torch.Tensor, there_BN: torch.Tensor | None = None) -> torch.Tensor:
         q_BD = self.q(self.query).expand(x_BND.shape[0], -1)  # a symbol in an exported graph, unlike len()
-        y_BD = self.query + attend_once(q_BD, self.norm1(x_BND), self.k, self.v, self.num_heads)
+        y_BD = self.query + attend_once(q_BD, self.norm1(x_BND), self.k, self.v, self.num_heads, there_BN)
         return y_BD + self.mlp(self.norm2(y_BD))
 
 
@@ -117,10 +132,10 @@ class AttentiveProbe(nn.Module):
                 block.mlp[-1].weight /= math.sqrt(2 * i)
             self.pool.mlp[-1].weight /= math.sqrt(2 * max(1, num_blocks))
 
-    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BND: torch.Tensor, there_BN: torch.Tensor | None = None) -> torch.Tensor:
         for block in self.blocks:
-            x_BND = block(x_BND)
-        return self.pool(x_BND)
+            x_BND = block(x_BND, there_BN)
+        return self.pool(x_BND, there_BN)
 
     @classmethod
     def from_vjepa2_state_dict(cls, state_dict: dict[str, torch.Tensor], *, num_heads: int) -> "AttentiveProbe":
@@ -175,14 +190,43 @@ def nearest_num_heads(wanted: int, width: int) -> int:
 
 
 class LastTokensBranch(Branch):
-    """A branch that reads the patch tokens that leave the model, after the final norm."""
+    """A branch that reads the patch tokens that leave the model, after the final norm. Subclasses write `of_tokens`.
+
+    Args:
+        last_frames: how many of the last frames it reads; None: all of the clip.
+    """
 
     reads_final_norm = True
 
-    def __init__(self, num_blocks_of_model: int, num_prefix_tokens: int):
+    def __init__(self, num_blocks_of_model: int, num_prefix_tokens: int, last_frames: int | None):
         super().__init__()
         self.levels = [num_blocks_of_model - 1]
         self.num_prefix_tokens = num_prefix_tokens
+        self.last_frames = last_frames
+
+    def of_tokens(self, x_BTPD: torch.Tensor, there_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """The clip feature (B, D) of frames' tokens. `there_BT`: which frames there are; None: all."""
+        raise NotImplementedError(f"{type(self).__name__} has no of_tokens.")
+
+    def forward(self, levels_LBTPD: torch.Tensor, feature_BD: torch.Tensor) -> torch.Tensor:
+        x_BTPD = levels_LBTPD[0] if self.last_frames is None else levels_LBTPD[0, :, -self.last_frames :]
+        return self.of_tokens(x_BTPD).to(feature_BD.dtype)
+
+    @property
+    def why_not_streaming(self) -> str | None:
+        return "reads whole clips; causal=True makes it read the last frames" if self.last_frames is None else None
+
+    def new_state(self, levels_LSTPD: torch.Tensor) -> Kept:
+        x_SPD = levels_LSTPD[0, :, 0]
+        return {"tokens": x_SPD.new_zeros(x_SPD.shape[0], self.last_frames - 1, *x_SPD.shape[1:])}
+
+    def step(
+        self, levels_LSTPD: torch.Tensor, kept: Kept, *, age_S: torch.Tensor, feature_SD: torch.Tensor
+    ) -> tuple[torch.Tensor, Kept]:
+        x_STPD = torch.cat((kept["tokens"], levels_LSTPD[0]), dim=1)
+        frames_back_T = torch.arange(self.last_frames - 1, -1, -1, device=age_S.device)
+        there_ST = age_S[:, None] >= frames_back_T
+        return self.of_tokens(x_STPD, there_ST).to(feature_SD.dtype), {"tokens": x_STPD[:, 1:].clone()}
 
     def read(self, x_MND: torch.Tensor) -> torch.Tensor:
         return x_MND[:, self.num_prefix_tokens :]
@@ -192,7 +236,7 @@ class AttentiveProbeBranch(LastTokensBranch):
     """All patch tokens of a clip through an `AttentiveProbe`."""
 
     def __init__(self, config: "AttentiveProbeConfig", backbone: Backbone):
-        super().__init__(len(backbone.blocks), backbone.num_prefix_tokens)
+        super().__init__(len(backbone.blocks), backbone.num_prefix_tokens, config.last_frames())
         self.probe = AttentiveProbe(
             backbone.hidden_size,
             num_heads=config.num_heads,
@@ -200,9 +244,10 @@ class AttentiveProbeBranch(LastTokensBranch):
             mlp_ratio=config.mlp_ratio,
         )
 
-    def forward(self, levels_LBTPD: torch.Tensor, feature_BD: torch.Tensor) -> torch.Tensor:
-        x_BND = levels_LBTPD[0].flatten(1, 2).to(self.probe.pool.query.dtype)
-        return self.probe(x_BND).to(feature_BD.dtype)
+    def of_tokens(self, x_BTPD: torch.Tensor, there_BT: torch.Tensor | None = None) -> torch.Tensor:
+        x_BND = x_BTPD.flatten(1, 2).to(self.probe.pool.query.dtype)
+        there_BN = None if there_BT is None else there_BT.repeat_interleave(x_BTPD.shape[2], dim=1)
+        return self.probe(x_BND, there_BN)
 
 
 @dataclass
@@ -211,9 +256,11 @@ class ProbeConfig(I2VTunerConfig):
 
     Args:
         num_heads: of all attentions. Default: 16, or what divides the model's width and is nearest to it.
+        causal: it reads the last `num_frames` frames of a clip of any length (ours, not the paper's).
     """
 
     why_alone = "reads an unchanged frozen model, which the others change"
+    why_not_causal = None
     has_branch = True
 
     num_heads: int | None = field(
@@ -235,6 +282,10 @@ class ProbeConfig(I2VTunerConfig):
                 f"num_heads ({self.num_heads}) must divide the model's width {width}, as "
                 f"{nearest_num_heads(self.num_heads, width)} does."
             )
+
+    def last_frames(self) -> int | None:
+        """How many of the last frames are read; None: all of the clip."""
+        return self.num_frames if self.causal else None
 
     def adapts(self, layer: int) -> bool:
         return False

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
+from ..stream_state import Kept
+
 
 class FrozenFeatures(NamedTuple):
     """What the frozen part of a model makes of clips, in the place of their pixels. Unused fields are None."""
@@ -34,7 +36,7 @@ class Branch(nn.Module):
     """
 
     reads_final_norm: ClassVar[bool] = False
-    why_not_streaming: str | None = "reads whole clips"  # None: it works frame by frame
+    frame_wise: ClassVar[bool] = False
     levels: list[int]
     num_prefix_tokens: int
 
@@ -56,3 +58,18 @@ class Branch(nn.Module):
             The clip feature that takes its place, (B, D).
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward.")
+
+    @property
+    def why_not_streaming(self) -> str | None:
+        """The reason why it cannot work frame by frame; None: it can, and writes `new_state` and `step`."""
+        return "reads whole clips"
+
+    def new_state(self, levels_LSTPD: torch.Tensor) -> Kept:
+        """What it keeps of streams without frames, zeros (S, …) by name, made from their first frame (T = 1)."""
+        raise NotImplementedError(f"{type(self).__name__} has no new_state.")
+
+    def step(
+        self, levels_LSTPD: torch.Tensor, kept: Kept, *, age_S: torch.Tensor, feature_SD: torch.Tensor
+    ) -> tuple[torch.Tensor, Kept]:
+        """`forward` on one more frame of each stream (T = 1), see `SiteModule.step`."""
+        raise NotImplementedError(f"{type(self).__name__} has no step.")

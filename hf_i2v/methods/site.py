@@ -25,7 +25,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from ..streams import Kept
+from ..stream_state import Kept
 
 SITE_NAMES = ("before", "attention_in", "attention_out", "between", "mlp_in", "mlp_out", "parallel", "after")
 FOLDING_SITES = ("attention_in", "attention_out", "mlp_in", "mlp_out")  # next to a linear layer of the frozen model

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, grid_side
 from ..frames import convolve_over_time
-from ..streams import Kept
+from ..stream_state import Kept
 from .config import I2VTunerConfig
 from .site import SiteModule
 

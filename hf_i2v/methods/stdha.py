@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from ..backbones import Backbone
-from ..streams import Kept, Step
+from ..stream_state import Kept, Step
 from .config import I2VTunerConfig
 
 

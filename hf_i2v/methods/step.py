@@ -6,6 +6,8 @@ queries from the CLS token alone, because nothing else is read:
 
     z = (c, x_{t,i} + p_t);    y = c + W_o attention(LN c, LN z)         x: patch tokens after the final norm
 
+In a causal STEP (ours) the frames are the last T, and the newest has the last position.
+
 y is the clip feature, with 4 D² parameters where a transformer block has 12 D².
 """
 
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..backbones import Backbone
 from ..frames import over_frames
@@ -24,7 +27,7 @@ class STEPBranch(LastTokensBranch):
     """Patch tokens of a clip → its feature (B, D)."""
 
     def __init__(self, config: "STEPConfig", backbone: Backbone):
-        super().__init__(len(backbone.blocks), backbone.num_prefix_tokens)
+        super().__init__(len(backbone.blocks), backbone.num_prefix_tokens, config.last_frames())
         width = backbone.hidden_size
         self.num_heads = config.num_heads
         self.cls = nn.Parameter(torch.empty(width))
@@ -36,13 +39,17 @@ class STEPBranch(LastTokensBranch):
         for linear in (self.q, self.k, self.v, self.out):
             nn.init.zeros_(linear.bias)
 
-    def forward(self, levels_LBTPD: torch.Tensor, feature_BD: torch.Tensor) -> torch.Tensor:
-        x_BTPD = levels_LBTPD[0].to(self.cls.dtype)
-        position_TD = over_frames(self.position, x_BTPD.shape[1])
+    def of_tokens(self, x_BTPD: torch.Tensor, there_BT: torch.Tensor | None = None) -> torch.Tensor:
+        x_BTPD, T = x_BTPD.to(self.cls.dtype), x_BTPD.shape[1]
+        # in a stream the newest frame always has the last position
+        position_TD = over_frames(self.position, T) if self.last_frames is None else self.position[-T:]
         x_BND = (x_BTPD + position_TD[:, None]).flatten(1, 2)
         z_BND = self.norm(torch.cat((self.cls.expand(x_BND.shape[0], 1, -1), x_BND), dim=1))
-        y_BD = attend_once(self.q(z_BND[:, 0]), z_BND, self.k, self.v, self.num_heads)
-        return (self.cls + self.out(y_BD)).to(feature_BD.dtype)
+        there_BN = None
+        if there_BT is not None:  # and the CLS token is always there
+            there_BN = F.pad(there_BT.repeat_interleave(x_BTPD.shape[2], dim=1), (1, 0), value=True)
+        y_BD = attend_once(self.q(z_BND[:, 0]), z_BND, self.k, self.v, self.num_heads, there_BN)
+        return self.cls + self.out(y_BD)
 
 
 @dataclass

@@ -12,6 +12,8 @@ import hf_i2v
 class AdaptMLP(hf_i2v.SiteModule):
     """s · W₂ relu(W₁ LN(x)): equation 2; x is norm2's output here. Zero at the start."""
 
+    frame_wise = True
+
     def __init__(self, width: int, bottleneck: int, scale: float):
         super().__init__()
         self.norm = nn.LayerNorm(width)
@@ -37,6 +39,8 @@ class AdaptFormerConfig(hf_i2v.I2VTunerConfig):
     method_name = "adaptformer"
     title = "AdaptFormer"
     paper = "arXiv 2205.13535"
+    frame_wise = True
+    why_not_causal = None
 
     bottleneck: int = field(default=64, metadata={"help": "Width of the bottleneck."})
     adapter_scale: float = field(default=0.1, metadata={"help": "Scale s of the branch."})

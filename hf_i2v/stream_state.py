@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 Kept = dict[str, torch.Tensor]  # by name, (S, …)
+OTHER_ADAPTER = (
+    "The state is of this model with another adapter: only one of them keeps {} of past frames. Make a new one with "
+    "new_stream(batch_size=S) after attaching, switching or finishing an adapter."
+)
 
 
 class Step:
@@ -31,20 +34,33 @@ class Step:
         self.after: dict[str, Kept] = {}
 
     def recall(self, place: str, new_state: Callable[[], Kept]) -> Kept:
-        """What the part of the model at `place` kept."""
-        return new_state() if self.before is None else self.before.get(place, {})
+        """What the part of the model at `place` kept.
+
+        Raises:
+            ValueError: the state is of the model as it was with other adapters.
+        """
+        if self.before is None:
+            return new_state()
+        if place not in self.before:
+            raise ValueError(OTHER_ADAPTER.format(place))
+        return self.before[place]
 
     def keep(self, place: str, kept: Kept) -> None:
         """Keep something for the next step."""
-        if kept:
-            self.after[place] = kept
+        self.after[place] = kept
 
     def run(self, place: str, part, x: torch.Tensor, **context: object) -> torch.Tensor:
         """`part.step` on this frame."""
-        kept = self.recall(place, lambda: part.new_state(x))
+        kept = {} if part.frame_wise else self.recall(place, lambda: part.new_state(x))
         x, kept = part.step(x, kept, age_S=self.age_S, **context)
-        self.keep(place, kept)
+        if not part.frame_wise:
+            self.keep(place, kept)
         return x
+
+    def check_complete(self) -> None:
+        """Raise ValueError if something of the state was not asked for: it is of the model with other adapters."""
+        if self.before is not None and (left := self.before.keys() - self.after.keys()):
+            raise ValueError(OTHER_ADAPTER.format(sorted(left)[0]))
 
     def mean_of_last(self, num_frames: int, place: str, x_SX: torch.Tensor) -> torch.Tensor:
         """The mean of x over this frame and those before it, `num_frames` in all or as many as there were."""
@@ -122,7 +138,8 @@ class StreamState:
             ValueError: states of different models, or for frames of different sizes.
         """
         mine, others = self.tensors(), other.tensors()
-        if self.model != other.model or self.frame_shape != other.frame_shape or mine.keys() != others.keys():
+        one_model = self.model is None or other.model is None or self.model == other.model
+        if not one_model or self.frame_shape != other.frame_shape or mine.keys() != others.keys():
             raise ValueError(
                 f"The states of {self.batch_size} and {other.batch_size} streams cannot join: they are of different "
                 f"models, or for frames of different sizes ({self.frame_shape} and {other.frame_shape})."
@@ -136,8 +153,8 @@ class StreamState:
 
     def print_memory(self) -> None:
         """Print how much memory the state takes."""
-        each = self.nbytes / self.batch_size / 2**20
-        print(f"{self.batch_size} streams of {each:.2f} MiB each, however long they are")
+        each = self.nbytes / self.batch_size / 1e6
+        print(f"streams: {self.batch_size} || memory of each, however long it is: {each:.3g} MB")
 
     def _checked(self, index: int | Sequence[int] | torch.Tensor) -> torch.Tensor:
         rows = torch.as_tensor(index, dtype=torch.long, device=self.age.device).reshape(-1)
@@ -147,34 +164,6 @@ class StreamState:
 
     def __getstate__(self) -> dict:
         return vars(self) | {"model": None}  # a weak reference cannot be pickled
-
-
-def check_step(frames: torch.Tensor, state: StreamState, model: nn.Module) -> None:
-    """Raise ValueError if frames or state do not fit each other or the model."""
-    if not isinstance(state, StreamState):
-        raise ValueError(
-            f"step takes the state that new_stream or the step before gave, not a {type(state).__name__}."
-        )
-    if model.training:
-        raise ValueError("The model is in training mode, in which dropout is random. Call model.eval() first.")
-    if state.model not in (None, weakref.ref(model)):
-        raise ValueError("The state is of another model. Make one with this model's new_stream(batch_size=S).")
-    shape, expected = tuple(frames.shape), (state.batch_size, *state.frame_shape)
-    if frames.ndim != 4 or shape[1:] != expected[1:]:
-        raise ValueError(
-            f"frames are {shape}, but the streams take frames (S, C, h, w) of {expected}: one frame of each stream. "
-            "For frames of another size make a state with new_stream(batch_size=S, image_size=(h, w))."
-        )
-    if shape[0] != state.batch_size:
-        raise ValueError(
-            f"frames are {shape}, one for each of {shape[0]} streams, but the state has {state.batch_size}. Make a "
-            f"state with new_stream(batch_size={shape[0]}), or use the state's select() and join()."
-        )
-    if not frames.is_floating_point():
-        raise ValueError(
-            f"frames are {frames.dtype}: a step takes normalised floating-point pixels, as the model's processor or "
-            "hf_i2v.data.eval_transform makes them."
-        )
 
 
 def _cleared(x: torch.Tensor, fresh_S: torch.Tensor) -> torch.Tensor:
