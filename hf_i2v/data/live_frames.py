@@ -50,15 +50,15 @@ class LiveFrames:
         source: see `LiveSource`.
         realtime: play a file at its own speed, and drop what the caller has no time for. Cameras and servers do so
             anyway.
-        max_reconnects: attempts in a row to connect anew after a source that gave frames breaks; a new break after
-            new frames counts from 0. A source that cannot be opened at first is not tried again.
+        max_reconnects: attempts to connect anew after a source that gave frames breaks. They count from 0 again after
+            a connection that held for `limits.seconds`. A source that cannot be opened at first is not tried again.
         first_wait: seconds before the first attempt; the wait doubles from one to the next, up to 30 s.
         limits: of these, `seconds` without a frame, after which a source counts as broken, and `pixels` of a frame.
 
     Attributes:
         num_read: frames that came.
         num_dropped: of these, frames that the caller never got.
-        num_reconnects: how often the source was connected to anew.
+        num_reconnects: how often the source was connected to anew and gave frames again.
         num_damaged: packets that could not be decoded, and damaged pictures; both are left out.
 
     Raises:
@@ -137,9 +137,14 @@ class LiveFrames:
         clock = _SourceTime()
         attempts = 0
         while not self._stopped:
+            came_first = None
             try:
                 for picture_Chw, stamp in self._pictures():
-                    attempts = 0
+                    if came_first is None:
+                        self.num_reconnects += self.num_read > 0
+                        came_first = time.monotonic()
+                    if time.monotonic() - came_first > self._limits.seconds:
+                        attempts = 0
                     self._give(LiveFrame(picture_Chw, self.num_read, clock.at(stamp), self.num_reconnects))
                     if self._stopped:
                         return
@@ -150,10 +155,9 @@ class LiveFrames:
                 if not self.source.is_live or self.num_read == 0:
                     raise
                 if attempts == self._max_reconnects:
-                    raise VideoDecodeError(f"{error} (connected to anew {attempts} times in vain)") from error
+                    raise VideoDecodeError(f"{error} (after {attempts} attempts to connect anew)") from error
             self._pause(time.monotonic() + min(self._first_wait * 2**attempts, _LONGEST_WAIT))
             attempts += 1
-            self.num_reconnects += 1
             clock.connect_anew()
 
     def _pictures(self) -> Iterator[tuple[torch.Tensor, float | None]]:

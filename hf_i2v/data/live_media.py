@@ -35,7 +35,7 @@ LIVE_FORMATS = {
 LIVE_PROTOCOLS = {"camera": (), "rtsp": ("rtp", "srtp", "udp", "tcp", "tls"), "http": None}
 
 # The time that passes between the first bytes and the first picture, in microseconds, where FFmpeg wants to see more.
-_OPTIONS = {"analyzeduration": "1000000", "fflags": "nobuffer"}
+_OPTIONS = {"analyzeduration": "1000000"}
 _MORE_OPTIONS = {"rtsp": {"rtsp_flags": "prefer_tcp"}}
 
 # Of a live source: how long there may be no picture until the source counts as broken.
@@ -86,18 +86,13 @@ class HttpBytes(ByteStream):
 
     def __init__(self, response: httpx.Response, clock: Clock):
         self._chunks, self._rest, self._clock = response.iter_raw(), b"", clock
-        self._to_come = int(response.headers.get("content-length", -1))
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all came that the server promised; an answer without a promised length never ends as meant."""
-        return self._to_come == 0
+        # an answer that ends before its length is an error of httpx; where no length was said, nobody can tell
+        self.ends_as_meant = "content-length" in response.headers
 
     def read(self, size: int) -> bytes:
         self._clock.check()
         if not self._rest:
             self._rest = next(self._chunks, b"")
-            self._to_come -= len(self._rest)
         given, self._rest = self._rest[:size], self._rest[size:]
         return given
 
@@ -119,7 +114,8 @@ def _opened(
         return
     as_it_is = {"accept-encoding": "identity"}
     with httpx.stream("GET", name, headers=as_it_is, follow_redirects=True, timeout=limits.seconds) as response:
-        response.raise_for_status()
+        if not response.is_success:
+            raise VideoDecodeError(f"{name}: the server answers {response.status_code} {response.reason_phrase}")
         answer = HttpBytes(response, clock)
         with open_media(answer, clock, limits, **how) as container:
             yield container, answer
@@ -164,7 +160,7 @@ class Pictures:
                     yield _rgb(frame), stamp
                     number += 1
                     clock.start()  # what the caller did with it took none of the source's time
-            if self._source.is_live and not (answer is not None and answer.is_whole):
+            if self._source.is_live and not (answer is not None and answer.ends_as_meant):
                 raise VideoDecodeError(f"{self._source.name}: the stream has ended")
 
     def _decoded(self, packet: av.Packet) -> list[av.VideoFrame]:
