@@ -193,18 +193,21 @@ def on_a_quantised_base(config: I2VTunerConfig, kind: str) -> Found:
 
 @torch.no_grad()
 def streams(config: I2VTunerConfig) -> Found:
-    """Frame by frame, the logits after the last frame are those of the clip."""
-    if not hasattr(I2VForVideoClassification, "new_stream"):
-        return Found("no", ("this version of hf_i2v has no streams",))
-    if any(field.name == "causal" for field in fields(config)):
-        config = dataclasses.replace(config, causal=True)
-    model = adapted(config)
-    if refused := refusal(lambda: model.get_base_model().new_stream(batch_size=2)):
+    """In its causal form, if there is one: frame by frame, the logits are those of the clip of all frames so far."""
+    causal = None
+
+    def make() -> None:
+        nonlocal causal
+        causal = dataclasses.replace(config, causal=True)
+
+    if refused := refusal(make):
         return refused
-    state = model.get_base_model().new_stream(batch_size=2)
-    for frame_BChw in pixels().unbind(1):
-        logits, state = model.get_base_model().step(frame_BChw, state)
-    return agree(logits, model(pixels()).logits)
+    model = adapted(causal)
+    video = torch.cat((pixels(), pixels().flip(1)), dim=1)  # twice as long as a clip
+    state = model.new_stream(batch_size=2)
+    for frames_SChw in video.unbind(1):
+        logits, state = model.step(frames_SChw, state)
+    return agree(logits, model(video).logits)
 
 
 @torch.no_grad()
@@ -259,7 +262,7 @@ def page(table: dict[str, dict[str, Found]]) -> str:
         "",
         "Found by running a tiny model, and written by `python docs/abilities.py`; do not edit.",
         "With `--tuner package.module:Config` it probes an outside method too.",
-        "`exports`: `torch.export` of the finished model.",
+        "`exports`: `torch.export` of the finished model. `streams`: frame by frame, with `causal=True`.",
         "",
         f"| method | {' | '.join(abilities)} |",
         "|---" * (len(abilities) + 1) + "|",

@@ -27,6 +27,7 @@ def test_the_page_is_what_the_probes_find():
     for row, config in zip(found, OWN, strict=True):
         assert (row["merges"] == "yes") == config.merges
         assert (row["composes with"] == "none") == (config.why_alone is not None)
+        assert (row["streams"] == "yes") == (config.why_not_causal is None)
         assert (row["trains from a cache"] == "yes") == (not config.uses_temporal_embedding)
 
 
@@ -34,6 +35,6 @@ def test_an_outside_method_is_probed_by_the_same_code():
     row = abilities.probe([OWN[0], AdaptFormerConfig])["adaptformer"]
     assert {key: found.value for key, found in row.items() if found.value != "unknown"} == {
         "merges": "no", "bakes": "yes", "composes with": "all", "trains from a cache": "yes", "exports": "yes",
-        "streams": "no",
+        "streams": "yes",
     }  # fmt: skip
     assert "no linear map" in row["merges"].reasons[0]

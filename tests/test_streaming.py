@@ -140,7 +140,7 @@ def test_finished_saved_and_loaded(method, tmp_path):
     assert_close(loaded.classifier(feature_SD), expected[:, 0])
 
 
-@pytest.mark.parametrize("method", CAUSAL)
+@pytest.mark.parametrize("method", [method for method in CAUSAL if "adaptformer" not in method])  # takes one dtype
 def test_bfloat16_to_its_rounding(method):
     """The adapter stays in float32, as peft has it; then it is finished in bfloat16."""
     model, video = adapted(method, dtype=torch.bfloat16), videos(7).bfloat16()

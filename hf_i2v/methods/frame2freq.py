@@ -27,6 +27,7 @@ from .config import I2VTunerConfig
 from .site import SiteModule
 
 F2F_SITES = ("before", "between", "after")
+TRANSFORMS_WINDOWS = "transforms whole windows of frames, so that a frame's result depends on later ones"
 
 
 def real_fourier_matrices(length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,6 +109,10 @@ class Frame2FreqAdapter(SiteModule):
         delta_MND[:, : self.num_prefix_tokens] = 0
         return delta_MND.add_(x_MND)
 
+    @property
+    def why_not_streaming(self) -> str:
+        return TRANSFORMS_WINDOWS
+
 
 @dataclass
 class Frame2FreqConfig(I2VTunerConfig):
@@ -123,7 +128,7 @@ class Frame2FreqConfig(I2VTunerConfig):
     method_name = "frame2freq"
     title = "Frame2Freq"
     paper = "arXiv 2602.18977"
-    why_not_causal = "transforms whole windows of frames, so that a frame's result depends on later ones"
+    why_not_causal = TRANSFORMS_WINDOWS
     unused_parameters = True  # the last block's adapter, which a feature of the CLS token does not read
     default_pooling = "before_norm"
 

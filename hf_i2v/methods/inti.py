@@ -19,6 +19,8 @@ from ..backbones import Backbone, grid_side
 from .config import I2VTunerConfig
 from .site import SiteModule
 
+MERGES_THE_NEXT = "merges each frame with the next one"
+
 
 class InTI(SiteModule):
     """(B·T, N, D) → (B·T/2, N, D)."""
@@ -45,6 +47,10 @@ class InTI(SiteModule):
         weights_PN2 = self.logits(F.gelu(context_PNR)).softmax(-1).to(x_MND.dtype)
         return x_P2ND[:, 0] * weights_PN2[..., :1] + x_P2ND[:, 1] * weights_PN2[..., 1:]
 
+    @property
+    def why_not_streaming(self) -> str:
+        return MERGES_THE_NEXT
+
     def spatial_context(self, z_PNR: torch.Tensor) -> torch.Tensor:
         """A 3×3 depth-wise convolution over the patch grid; zero for the prefix tokens."""
         patches = z_PNR[:, self.num_prefix_tokens :]
@@ -67,7 +73,7 @@ class InTIConfig(I2VTunerConfig):
     method_name = "inti"
     title = "InTI"
     paper = "arXiv 2408.06840"
-    why_not_causal = "merges each frame with the next one"
+    why_not_causal = MERGES_THE_NEXT
     merges_frames = True
     trains_final_norm = True
 

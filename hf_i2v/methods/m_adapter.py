@@ -22,6 +22,8 @@ from ..frames import convolve_over_time
 from .branch import Branch
 from .config import I2VTunerConfig
 
+CONVOLVES_OVER_THE_NEXT = "convolves over the next frame too, at every level"
+
 
 class TimeConv(nn.Conv1d):
     """A depth-wise convolution along T, (B, T, P, d) → (B, T, P, d)."""
@@ -71,6 +73,10 @@ class MAdapterBranch(Branch):
         for zero in (self.head.weight, self.head.bias):
             nn.init.zeros_(zero)
 
+    @property
+    def why_not_streaming(self) -> str:
+        return CONVOLVES_OVER_THE_NEXT
+
     def reading(self) -> dict:
         return super().reading() | {"token_pooling": self.token_pooling}
 
@@ -105,7 +111,7 @@ class MAdapterConfig(I2VTunerConfig):
     method_name = "m_adapter"
     title = "M-adapter"
     paper = "CVIU 249:104150"
-    why_not_causal = "convolves over the next frame too, at every level"
+    why_not_causal = CONVOLVES_OVER_THE_NEXT
     why_alone = "reads an unchanged frozen model, which the others change"
     has_branch = True
 
