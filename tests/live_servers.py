@@ -15,7 +15,9 @@ import numpy as np
 def write_stream(path: Path, brightness: int = 100, num_frames: int = 24, kind: str = "mpegts") -> Path:
     """24 frames, 32×32, 8 a second: each a little lighter than the one before. Every frame is a key frame."""
     with av.open(str(path), "w", format=kind) as container:
-        stream = container.add_stream("mjpeg" if kind == "mpjpeg" else "mpeg2video", rate=25 if kind == "mpegts" else 8)
+        stream = container.add_stream(
+            "mjpeg" if kind == "mpjpeg" else "mpeg2video", rate=25 if kind == "mpegts" else 8
+        )
         stream.width = stream.height = 32
         stream.pix_fmt = "yuvj420p" if kind == "mpjpeg" else "yuv420p"
         stream.codec_context.gop_size = 1
@@ -51,10 +53,11 @@ def http_server(respond: Respond) -> Iterator[str]:
         server.shutdown()
 
 
-def send(handler: BaseHTTPRequestHandler, content: bytes, *, says_length: bool = True, kind: str = "video/mp2t") -> None:
+def send(
+    handler: BaseHTTPRequestHandler, content: bytes, *, says_length: bool = True, kind: str = "video/mp2t"
+) -> None:
     """An answer; one that does not say its length ends when the connection does, as that of a broken stream."""
     handler.send_response(200)
-    handler.send_header("Content-Type", kind)
     if says_length:
         handler.send_header("Content-Length", str(len(content)))
     handler.end_headers()
@@ -78,7 +81,8 @@ def rtsp_server(transport_stream: bytes) -> Iterator[str]:
                 if method == "OPTIONS":
                     extra = "Public: OPTIONS, DESCRIBE, SETUP, PLAY\r\n"
                 elif method == "DESCRIBE":
-                    body = b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\na=control:track\r\n"
+                    lines = ["v=0", "o=- 0 0 IN IP4 127.0.0.1", "s=-", "t=0 0", "m=video 0 RTP/AVP 33", "a=control:1"]
+                    body = "\r\n".join([*lines, ""]).encode()
                     extra = f"Content-Type: application/sdp\r\nContent-Length: {len(body)}\r\n"
                 elif method == "SETUP":
                     extra = "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n"
