@@ -102,14 +102,14 @@ def _colour(answer: LiveAnswer) -> str:
 
 
 class Recording:
-    """`live.mp4` and `live.csv`. After each second both can be read, whatever ends the process."""
+    """`live.mp4` and `live.csv`."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self._csv = open(folder / "live.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._table = csv.writer(self._csv)
         self._table.writerow(["seconds", "frame", "connection", "label", "score"])
-        # fragments while it is written, an ordinary mp4 in the end
+        # fragments while it is written, so that hours of it take no memory, and an ordinary mp4 in the end
         self._video = av.open(str(folder / "live.mp4"), "w", options={"movflags": "hybrid_fragmented"})
         self._stream, self._pts = None, -1
 

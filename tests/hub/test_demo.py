@@ -119,13 +119,14 @@ def test_live(demo, tmp_path):
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
         page = browser.new_context(permissions=["camera"]).new_page()
+        page.set_default_timeout(60_000)
         page.goto(address)
         page.get_by_role("tab", name="live").click()
         if num_frames == 4:  # the model that is not causal
             page.wait_for_selector("text=/The model cannot run frame by frame: .* Train it with causal=True/")
         else:
             page.get_by_text("Click to Access Webcam").click()
-            page.get_by_role("button", name="Record").click()
+            page.get_by_role("button", name="capture photo").click()
             said, numbers = page.locator("#now textarea, #now input"), set()
             for _ in range(240):
                 if found := re.fullmatch(
