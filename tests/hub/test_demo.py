@@ -85,6 +85,7 @@ def test_upload(demo, video, tmp_path):
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
+        page.set_default_timeout(120_000)  # a busy machine
         page.goto(address)
         page.set_input_files("input[type=file]", str(video))
         page.wait_for_selector("text=/^[+-][0-9.]+ %$/", timeout=60_000)
@@ -119,7 +120,7 @@ def test_live(demo, tmp_path):
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
         page = browser.new_context(permissions=["camera"]).new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.goto(address)
         page.get_by_role("tab", name="live").click()
         if num_frames == 4:  # the model that is not causal
