@@ -21,6 +21,7 @@ from hf_i2v.export import (
     save_program,
     validation_clips,
 )
+from hf_i2v.export_stream import OnnxStream
 
 CROP = 24  # the tiny models' position embeddings are made for 16 or 40
 
@@ -106,6 +107,47 @@ def test_other_backbones(tmp_path, backbone):
         return
     export_onnx(program, tmp_path / "model.onnx")
     assert largest_difference(OnnxClassifier(tmp_path / "model.onnx"), model) <= 1e-4
+
+
+CAUSAL = {
+    "zeroi2v": ZeroI2VConfig(causal=True, time_offsets=[-1, -3]),
+    "st_adapter+aim": STAdapterConfig(causal=True, adapter_width=8) + AIMConfig(causal=True),
+}
+
+
+@pytest.mark.parametrize("method", CAUSAL)
+def test_a_step_of_streams(tmp_path, method, capsys):
+    """By the command, against `step` over 50 frames; a stream starts anew beside another."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model = video_model(tmp_path, CAUSAL[method], "dinov2", num_hidden_layers=2, image_size=40)
+    model.save_pretrained(tmp_path / "model")
+    main([str(tmp_path / "model"), str(tmp_path / "exported"), "--stream"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("model.stream.onnx"))
+    assert "over 50 frames" in line and float(line.rpartition(" ")[2]) <= 1e-4
+    described = json.loads((tmp_path / "exported" / "model.json").read_text())["stream"]
+    run = OnnxStream(tmp_path / "exported" / "model.stream.onnx", batch_size=2)
+    assert described["frames"] == ["batch", 3, CROP, CROP]
+    assert described["state"]["age"] == {"shape": ["batch"], "dtype": "int64"}
+    assert {name: ["batch", *x.shape[1:]] for name, x in run.state.items()} == {
+        name: kept["shape"] for name, kept in described["state"].items()
+    }
+    state = model.new_stream(batch_size=2)
+    for t in range(8):
+        if t == 5:
+            state.reset(1)
+            run.reset(1)
+        frames = torch.randn(2, 3, CROP, CROP, generator=torch.Generator().manual_seed(t))
+        logits, state = model.step(frames, state)
+        assert (run(frames) - logits).abs().max() <= 1e-4
+
+
+def test_a_step_of_a_model_that_looks_ahead(tmp_path, capsys):
+    video_model(tmp_path, ZeroI2VConfig(), num_hidden_layers=1).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "model"), str(tmp_path / "exported"), "--stream"])
+    assert "cannot run frame by frame: its temporal embedding" in capsys.readouterr().err
+    assert not (tmp_path / "exported").exists()
 
 
 def test_a_difference_that_is_not_finite_shows(tmp_path):
