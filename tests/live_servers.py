@@ -5,6 +5,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import av
 import numpy as np
 
 
-def write_stream(path: Path, brightness: int = 100, num_frames: int = 24, kind: str = "mpegts") -> Path:
-    """24 frames, 32×32, 8 a second: each a little lighter than the one before. Every frame is a key frame."""
+def write_stream(path: Path, brightness: int = 100, *, kind: str = "mpegts", starts_at: int = 0) -> Path:
+    """24 frames of 32×32, 25 a second, from `starts_at` seconds on. Each is a little lighter than the one before, and
+    all are key frames."""
     with av.open(str(path), "w", format=kind) as container:
         stream = container.add_stream(
             "mjpeg" if kind == "mpjpeg" else "mpeg2video", rate=25 if kind == "mpegts" else 8
@@ -21,8 +23,10 @@ def write_stream(path: Path, brightness: int = 100, num_frames: int = 24, kind: 
         stream.width = stream.height = 32
         stream.pix_fmt = "yuvj420p" if kind == "mpjpeg" else "yuv420p"
         stream.codec_context.gop_size = 1
-        for number in range(num_frames):
+        for number in range(24):
             frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), brightness + number, np.uint8), format="rgb24")
+            if starts_at:
+                frame.pts, frame.time_base = 25 * starts_at + number, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
