@@ -109,8 +109,9 @@ class Recording:
         self._csv = open(folder / "live.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._table = csv.writer(self._csv)
         self._table.writerow(["seconds", "frame", "connection", "label", "score"])
-        # fragments while it is written, so that hours of it take no memory, and an ordinary mp4 in the end
-        self._video = av.open(str(folder / "live.mp4"), "w", options={"movflags": "hybrid_fragmented"})
+        # fragments while it is written, so that a kill leaves them and hours take no memory; an ordinary mp4 in the end
+        as_it_grows = {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"}
+        self._video = av.open(str(folder / "live.mp4"), "w", options=as_it_grows)
         self._stream, self._pts = None, -1
 
     def answer(self, answer: LiveAnswer, frame: LiveFrame) -> None:
