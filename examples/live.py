@@ -109,7 +109,7 @@ class Recording:
         self._csv = open(folder / "live.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._table = csv.writer(self._csv)
         self._table.writerow(["seconds", "frame", "connection", "label", "score"])
-        # fragments while it is written, so that a kill leaves them and hours take no memory; an ordinary mp4 in the end
+        # fragments while it is written, which a kill leaves and which take no memory; in the end an ordinary mp4
         as_it_grows = {"movflags": "hybrid_fragmented+frag_keyframe", "flush_packets": "1"}
         self._video = av.open(str(folder / "live.mp4"), "w", options=as_it_grows)
         self._stream, self._pts = None, -1
