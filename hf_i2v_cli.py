@@ -29,6 +29,7 @@ COMMANDS = {
         "hf_i2v.export", "ONNX and torch.export files of a model", ("onnx", "onnxruntime", "onnxscript"), "export"
     ),
     "cost": Command("hf_i2v.cost", "parameters, multiply-accumulates, memory and latency of the methods"),
+    "live": Command("live", "what a causal model sees in a camera, an RTSP or HTTP stream or a file, as it comes"),
     "demo": Command("demo", "a page on this machine to try a model on", ("gradio",), "gradio"),
     "compare": Command("hf_i2v.training.compare", "finished runs side by side: results, cost, options"),
 }

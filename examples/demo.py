@@ -3,7 +3,8 @@
     pip install "hf_i2v[gradio]"
     python examples/demo.py --model my-video-model
 
-A webcam can be used where the browser has one. Nothing is shared: the page is served on this machine only.
+A webcam can be used where the browser has one; a causal model also answers live, while the camera runs. Nothing is
+shared: the page is served on this machine only.
 """
 
 import argparse
@@ -11,14 +12,17 @@ import base64
 import html
 import io
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
 from hf_i2v.data import Preprocessing, VideoDecodeError, VideoReader, eval_transform, uniform_indices
+from hf_i2v.live import LiveClassifier
 from hf_i2v.predict import load_model
 from hf_i2v.training.command import run_as_command
 from hf_i2v.training.evaluation import scores
@@ -76,36 +80,85 @@ def pictures_as_html(frames_TChw: torch.Tensor, captions: Sequence[str]) -> str:
     return f'<div class="frames">{"".join(figures)}</div>'
 
 
-def build_page(model: nn.Module) -> gr.Blocks:
-    """The page for a model of `hf_i2v.predict.load_model`."""
+def build_page(model: nn.Module, fps: float | None = None) -> gr.Blocks:
+    """The page for a model of `hf_i2v.predict.load_model`.
+
+    Args:
+        fps: frames a second that the live tab takes, see `LiveClassifier`.
+    """
+    with gr.Blocks(title="hf_i2v") as page:
+        with gr.Tab("a video"):
+            _video_tab(model)
+        with gr.Tab("live"):
+            _live_tab(model, fps)
+    return page
+
+
+def _video_tab(model: nn.Module) -> None:
     transform = eval_transform(**vars(Preprocessing(**model.config.preprocessing)))
     T = model.config.num_frames
-    with gr.Blocks(title="hf_i2v") as page:
-        gr.Markdown(f"## What happens in this video?\n{T} frames, spread over the whole video.")
-        with gr.Row():
-            video = gr.Video(label="video", sources=["upload", "webcam"], height=300, elem_id="video")
-            answers = gr.Label(label="top classes", num_top_classes=5)
-        frames = gr.HTML(label="the frames it looks at, and their evidence", show_label=True, container=True)
-        evidence = gr.BarPlot(x="frame", y="evidence", sort="x", label="evidence of each frame", height=180)
+    gr.Markdown(f"## What happens in this video?\n{T} frames, spread over the whole video.")
+    with gr.Row():
+        video = gr.Video(label="video", sources=["upload", "webcam"], height=300, elem_id="video")
+        answers = gr.Label(label="top classes", num_top_classes=5)
+    frames = gr.HTML(label="the frames it looks at, and their evidence", show_label=True, container=True)
+    evidence = gr.BarPlot(x="frame", y="evidence", sort="x", label="evidence of each frame", height=180)
 
-        def show(path: str | None):
-            if path is None:
-                return None, None, None
-            try:
-                return look_at(path, model, transform)
-            except VideoDecodeError as error:
-                return f'<p role="alert">This video cannot be read. {html.escape(str(error))}</p>', None, None
+    def show(path: str | None):
+        if path is None:
+            return None, None, None
+        try:
+            return look_at(path, model, transform)
+        except VideoDecodeError as error:
+            return f'<p role="alert">This video cannot be read. {html.escape(str(error))}</p>', None, None
 
-        video.change(show, video, [frames, answers, evidence])
-    return page
+    video.change(show, video, [frames, answers, evidence])
+
+
+def _live_tab(model: nn.Module, fps: float | None) -> None:
+    """The camera of the browser, frame by frame. Each visitor has a `LiveClassifier` and so a stream of their own."""
+    try:
+        taken = LiveClassifier(model, fps=fps).fps
+    except ValueError as error:
+        gr.HTML(f'<p role="alert">{html.escape(str(error))}</p>')
+        return
+    gr.Markdown(f"## What happens now?\nThe model takes {taken:g} frames a second.")
+    with gr.Row():
+        camera = gr.Image(label="camera", sources=["webcam"], streaming=True, type="numpy", height=300)
+        with gr.Column():
+            answer = gr.Textbox(label="now", elem_id="now")
+            classes = gr.Label(label="top classes", num_top_classes=5)
+    smoothing = gr.Slider(0, 5, 1, label="smoothing (seconds)")
+    threshold = gr.Slider(0, 1, 0.3, label="threshold, below which there is no action")
+    session = gr.State(None)
+
+    def see(picture_hwC: np.ndarray | None, live: LiveClassifier | None, smoothing: float, threshold: float):
+        live = live or LiveClassifier(model, fps=fps)
+        live.smoothing, live.threshold = smoothing, threshold
+        picture_Chw = None if picture_hwC is None else torch.from_numpy(picture_hwC).permute(2, 0, 1)
+        seen = None if picture_Chw is None else live.see(picture_Chw, time.monotonic())
+        if seen is None:
+            return gr.skip(), gr.skip(), live
+        said = f"{seen.label}  ({100 * seen.score:.0f} %, frame {live.num_steps})"
+        return said, dict(zip(live.labels, seen.scores_K.tolist(), strict=True)), live
+
+    camera.stream(
+        see,
+        [camera, session, smoothing, threshold],
+        [answer, classes, session],
+        stream_every=1 / taken,
+        time_limit=None,
+        show_progress="hidden",
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="finished video model or adapter: a folder or a Hub repository")
+    parser.add_argument("--fps", type=float, help="frames a second that the live tab takes, as in training")
     parser.add_argument("--server_port", type=int, default=None)
     args = parser.parse_args(argv)
-    page = build_page(load_model(args.model))
+    page = build_page(load_model(args.model), args.fps)
     page.launch(server_port=args.server_port, max_file_size="200mb", share=False, css=STYLE)
 
 

@@ -240,7 +240,7 @@ def _configuration(adapter: PeftConfig | None, config: PreTrainedConfig, facts: 
     if adapter is not None:
         resolved = method_to_dict(adapter)
     else:
-        own = ("num_frames", "time_offsets", "temporal_embedding", "pooling", "baked", "classifier_dropout")
+        own = ("num_frames", "time_offsets", "temporal_embedding", "pooling", "causal", "baked", "classifier_dropout")
         resolved = {
             "model_type": config.model_type,
             **{key: getattr(config, key) for key in own if hasattr(config, key)},

@@ -4,6 +4,7 @@
 
 Both programs take `pixel_values` (B, T, C, h, w) float32 with any B and give `logits` (B, num_labels). T, h and w are
 those of the model's clips; model.json, and each file's own metadata, name them with the labels and the preprocessing.
+`--stream` also writes one step of a stream, see `export_stream`.
 """
 
 import argparse
@@ -18,10 +19,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .data import Preprocessing, VideoClips, collate, eval_transform, load_video_folder
+from .export_stream import export_step, largest_step_difference, step_description, step_names
 from .modeling_i2v import I2VForVideoClassification
 
 TOLERANCE = 1e-4  # largest difference of a logit from PyTorch's
 OPSET = 20
+NAMES = {"input_names": ["pixel_values"], "output_names": ["logits"]}
 Run = Callable[[torch.Tensor], torch.Tensor]  # (B, T, C, h, w) → logits (B, num_labels)
 
 
@@ -72,17 +75,22 @@ def save_program(program: torch.export.ExportedProgram, path: str | Path, metada
 
 
 def export_onnx(
-    program: torch.export.ExportedProgram, path: str | Path, *, opset: int = OPSET, metadata: dict | None = None
+    program: torch.export.ExportedProgram,
+    path: str | Path,
+    *,
+    opset: int = OPSET,
+    metadata: dict | None = None,
+    names: dict[str, list[str]] = NAMES,
 ) -> None:
     """Write the program as ONNX, its batch dynamic.
 
     Args:
         metadata: for the file's own, each value as json.
+        names: of inputs and outputs, as `torch.onnx.export` takes them.
 
     Raises:
         ImportError: onnx and onnxscript are not installed.
     """
-    names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
     onnx = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names)
     for node in onnx.model.graph:
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # paths of this machine
@@ -154,23 +162,30 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hf_i2v.export", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("model", help="merged or baked video model: a folder or a Hub repository")
-    add("output_dir", type=Path, help="gets model.pt2, model.onnx and model.json, with --int8 also model.int8.onnx")
+    add("output_dir", type=Path, help="gets model.pt2, model.onnx and model.json, and what --int8 and --stream add")
     add("--opset", type=int, default=OPSET, help="of the ONNX file")
     add("--int8", action="store_true", help="also quantise dynamically to int8; prints the accuracy of both")
+    add("--stream", action="store_true", help="also write one step of a stream, model.stream.onnx (a causal model)")
     add("--validation_dir", type=Path, help="one sub-folder of videos per class, to measure accuracy on")
     args = parser.parse_args(argv)
     if args.int8 and args.validation_dir is None:
         parser.error("--int8 needs --validation_dir: a quantised model is of no use while its accuracy is unknown")
 
     model = I2VForVideoClassification.from_pretrained(args.model, dtype=torch.float32).eval()
+    if args.stream and (why := model.why_not_streaming()):
+        parser.error(f"--stream: {args.model} cannot run frame by frame: {why}")
     if args.validation_dir is not None:
         try:  # before what takes minutes
             validation = validation_clips(model, args.validation_dir)
         except ValueError as error:
             parser.error(str(error))
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    pt2, onnx, int8 = (args.output_dir / f"model.{kind}" for kind in ("pt2", "onnx", "int8.onnx"))
+    pt2, onnx, int8, stream = (
+        args.output_dir / f"model.{kind}" for kind in ("pt2", "onnx", "int8.onnx", "stream.onnx")
+    )
     program, metadata = export_program(model), description(model)
+    if args.stream:
+        metadata["stream"] = step_description(model)
     (args.output_dir / "model.json").write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
     save_program(program, pt2, metadata)
     export_onnx(program, onnx, opset=args.opset, metadata=metadata)
@@ -180,6 +195,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{path.name}: {_megabytes(path)}, largest difference of a logit from PyTorch {difference:.1e}")
         if not difference <= TOLERANCE:
             raise SystemExit(f"{path.name} differs by more than {TOLERANCE}: do not use it")
+    if args.stream:
+        export_onnx(export_step(model), stream, opset=args.opset, metadata=metadata, names=step_names(model))
+        difference = largest_step_difference(stream, model)
+        print(f"{stream.name}: {_megabytes(stream)}, largest difference from step over 50 frames {difference:.1e}")
+        if not difference <= TOLERANCE:
+            raise SystemExit(f"{stream.name} differs by more than {TOLERANCE}: do not use it")
     if args.int8:
         quantize(onnx, int8)
         runs[int8] = OnnxClassifier(int8)

@@ -31,6 +31,7 @@ from hf_i2v import (
 )
 from hf_i2v.block import VideoBlock
 from hf_i2v.methods.stdha import default_time_offsets
+from hf_i2v.options import tuner_config
 
 T = 4
 CAUSAL = {
@@ -252,6 +253,13 @@ def test_causal_offsets_are_the_same_share_of_the_heads():
         config = STDHAConfig(num_frames=frames, causal=True)
         config.resolve(SimpleNamespace(num_heads=heads, blocks={}))
         assert config.time_offsets == [-abs(offset) for offset in default_time_offsets(heads, frames)]
+
+
+def test_the_command_line_says_causal():
+    composed = tuner_config("st_adapter+zeroi2v", ["causal=true"])
+    assert composed.causal and all(part.causal for part in composed.parts())
+    with pytest.raises(ValueError, match="InTI cannot be causal"):
+        tuner_config("inti", ["causal=true"])
 
 
 @pytest.mark.parametrize("method", ["zeroi2v", "st_adapter", "aim"])

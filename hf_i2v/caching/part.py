@@ -79,4 +79,6 @@ def _frozen_weights(backbone: Backbone) -> str:
     kind = next(model.parameters()).device.type
     autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
     how = [offsets, model.working_pooling(), model.baked_methods, autocast]
+    if (last_frames := model.working_last_frames()) is not None:  # of a causal model
+        how.append(last_frames)
     return hashlib.sha256(digest.digest() + json.dumps(how).encode()).hexdigest()

@@ -9,6 +9,7 @@ from .fingerprints import videos_fingerprint
 from .folders import load_video_folder
 from .frame_folder import FrameFolder
 from .lists import read_class_names, read_list
+from .live_frames import LiveFrame, LiveFrames
 from .loader import ClipLoader
 from .media import ReadLimits, VideoDecodeError
 from .mixing import Mix
@@ -35,6 +36,8 @@ __all__ = [
     "ColorJitter",
     "Compose",
     "FrameFolder",
+    "LiveFrame",
+    "LiveFrames",
     "Mix",
     "Normalize",
     "Preprocessing",

@@ -11,7 +11,8 @@ import stat
 import struct
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -155,6 +156,15 @@ class MediaFile:
             self._file.close()
 
 
+class ByteStream(ABC):
+    """Bytes that can be read once, as they come, such as the answer of a server. FFmpeg gets nothing else of it. Its
+    containers must not be those that FFmpeg reads by tables (mp4), for nobody can look at these first."""
+
+    @abstractmethod
+    def read(self, size: int) -> bytes:
+        """At most so many bytes; none at the end."""
+
+
 def open_regular(path: str | os.PathLike, name: str) -> BinaryIO:
     """A file, for reading. One that has no bytes of its own is refused: a pipe would be waited for without end.
 
@@ -181,54 +191,62 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 @contextmanager
 def open_media(
-    source: VideoSource,
+    source: VideoSource | ByteStream,
     clock: Clock,
     limits: ReadLimits,
     *,
     formats: Sequence[str] = VIDEO_FORMATS,
-    protocols: Sequence[str] = (),
+    protocols: Sequence[str] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Iterator[av.container.InputContainer]:
     """A foreign video, opened by FFmpeg; nothing else in this package lets FFmpeg open one.
 
     Args:
-        source: see `MediaFile`; with `protocols`, what FFmpeg shall open itself.
+        source: see `MediaFile`; or bytes as they come; with `protocols`, what FFmpeg shall open itself.
         clock: already started.
         limits: of these, `packets` is checked before FFmpeg makes its tables, and `pixels` before it takes a picture.
-        formats: containers that FFmpeg may take it for.
-        protocols: through which FFmpeg may open files and connections, for a source that needs several. Whoever names
-            some decides to trust the source.
+        formats: containers that FFmpeg may take it for; a single one is taken without looking.
+        protocols: through which FFmpeg may open files and connections, for a source that needs several, or none for a
+            device. Whoever names them decides to trust the source.
+        options: more of FFmpeg's options.
 
     Raises:
         VideoDecodeError: see `MediaFile`; not a video, another container, more than the limits allow.
     """
-    file = source if protocols else MediaFile(source, clock)
+    is_file = protocols is None and not isinstance(source, ByteStream)
+    file = MediaFile(source, clock) if is_file else source
     try:
-        if not protocols:
+        if is_file:
             _check_tables(file, clock, limits.packets)
             file.seek(0)
         options = {
+            **(options or {}),
             "format_whitelist": ",".join(formats),
-            "protocol_whitelist": ",".join(protocols),
+            "protocol_whitelist": ",".join(protocols or ()),
             "max_pixels": str(limits.pixels),
         }
+        forced = formats[0] if len(formats) == 1 else None
         titles = (
             {"metadata_errors": "ignore"} if _BEFORE_19 else {}
         )  # in any encoding; PyAV 19 takes them as they come
         try:
-            container = av.open(file, mode="r", options=options, timeout=limits.seconds, **titles)
+            container = av.open(file, "r", forced, options=options, timeout=limits.seconds, **titles)
         except (av.error.FFmpegError, OSError) as error:
             clock.check()
-            reason = f"not a video file, or a damaged one ({error.strerror})"
-            if error.errno == errno.EINVAL:  # FFmpeg's word for a format that is not on the whitelist
+            if not is_file:
+                reason = f"cannot be opened ({error.strerror}); expected one of the formats {', '.join(formats)}"
+            elif error.errno == errno.EINVAL:  # FFmpeg's word for a format that is not on the whitelist
                 reason = (
                     "not a video file, but a playlist, a picture, text or a container that VIDEO_FORMATS does not name"
                 )
+            else:
+                reason = f"not a video file, or a damaged one ({error.strerror})"
             raise VideoDecodeError(f"{clock.name}: {reason}") from error
         with container:
             clock.check()
             yield container
     finally:
-        if not protocols:
+        if is_file:
             file.close()
 
 

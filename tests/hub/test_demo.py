@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from urllib.request import urlopen
 
+import av
+import numpy as np
 import pytest
 from peft import get_peft_model
 from tiny import randomize_adapter, tiny_image_model
@@ -26,13 +28,25 @@ CHROMIUM = shutil.which("chromium")
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(params=[4, 32])
+def write_mjpeg(path: Path) -> Path:
+    with av.open(str(path), "w", format="mjpeg") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for t in range(20):
+            frame = np.full((48, 64, 3), 20 if t < 10 else 200, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(params=[(4, False), (32, True)], ids=["4 frames", "32 frames, causal"])
 def demo(request, tmp_path):
     """The address of a running demo, the folder of its model, and how many frames that takes."""
+    num_frames, causal = request.param
     tiny_image_model("clip").save_pretrained(tmp_path / "image")
     labels = {0: "<b>left</b>", 1: "right", 2: "up"}  # a label is text, never markup
-    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=request.param, id2label=labels)
-    merged = randomize_adapter(get_peft_model(model, ZeroI2VConfig())).eval().merge_and_unload()
+    model = I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=num_frames, id2label=labels)
+    merged = randomize_adapter(get_peft_model(model, ZeroI2VConfig(causal=causal))).eval().merge_and_unload()
     merged.save_pretrained(tmp_path / "model")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -57,7 +71,7 @@ def demo(request, tmp_path):
                     time.sleep(0.5)
             else:
                 pytest.fail(f"no page at port {port}")
-            yield f"http://127.0.0.1:{port}", tmp_path / "model", request.param
+            yield f"http://127.0.0.1:{port}", tmp_path / "model", num_frames
         finally:
             process.terminate()
 
@@ -71,6 +85,7 @@ def test_upload(demo, video, tmp_path):
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
+        page.set_default_timeout(120_000)  # a busy machine
         page.goto(address)
         page.set_input_files("input[type=file]", str(video))
         page.wait_for_selector("text=/^[+-][0-9.]+ %$/", timeout=60_000)
@@ -90,4 +105,38 @@ def test_upload(demo, video, tmp_path):
         page.set_input_files("input[type=file]", str(broken))
         page.wait_for_selector("text=/This video cannot be read. broken.mp4: not a video file/", timeout=60_000)
         assert str(tmp_path) not in page.inner_text("body")
+        browser.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium")
+def test_live(demo, tmp_path):
+    """Chromium's camera shows a file: dark first, then light."""
+    address, _, num_frames = demo
+    camera = [
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-video-capture={write_mjpeg(tmp_path / 'camera.mjpeg')}",
+    ]
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
+        page = browser.new_context(permissions=["camera"]).new_page()
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        page.get_by_role("tab", name="live").click()
+        if num_frames == 4:  # the model that is not causal
+            page.wait_for_selector("text=/The model cannot run frame by frame: .* Train it with causal=True/")
+        else:
+            page.get_by_text("Click to Access Webcam").click()
+            page.get_by_role("button", name="capture photo").click()
+            said, numbers = page.locator("#now textarea, #now input"), set()
+            for _ in range(240):
+                if found := re.fullmatch(
+                    r"(<b>left</b>|right|up|no action)  \((\d+) %, frame (\d+)\)", said.input_value()
+                ):
+                    numbers.add(int(found[3]))
+                if len(numbers) >= 3:  # one stream, in which the frames are counted
+                    break
+                page.wait_for_timeout(250)
+            assert len(numbers) >= 3
+            assert page.inner_text("body").count("<b>left</b>") >= 1  # text, not markup
         browser.close()

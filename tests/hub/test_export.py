@@ -30,6 +30,7 @@ from hf_i2v.export import (
     save_program,
     validation_clips,
 )
+from hf_i2v.export_stream import OnnxStream, export_step
 
 CROP = 24  # the tiny models' position embeddings are made for 16 or 40
 
@@ -48,12 +49,13 @@ def video_model(tmp_path, config, backbone="clip", **changes):
 def test_the_command(tmp_path, video, capsys):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    model = video_model(tmp_path, ZeroI2VConfig(), "dinov2", num_hidden_layers=1, image_size=40)
+    causal = ZeroI2VConfig(causal=True, time_offsets=[-1, -3])
+    model = video_model(tmp_path, causal, "dinov2", num_hidden_layers=1, image_size=40)
     model.save_pretrained(tmp_path / "model")
     folder = tmp_path / "validation" / "first"
     folder.mkdir(parents=True)
     (folder / "clip.mp4").write_bytes(video.read_bytes())
-    arguments = [str(tmp_path / "model"), str(tmp_path / "exported"), "--int8"]
+    arguments = [str(tmp_path / "model"), str(tmp_path / "exported"), "--int8", "--stream"]
     with pytest.raises(SystemExit):
         main(arguments)
     assert "--int8 needs --validation_dir" in capsys.readouterr().err
@@ -61,6 +63,8 @@ def test_the_command(tmp_path, video, capsys):
     lines = capsys.readouterr().out.splitlines()
     differences = {line.split(":")[0]: float(line.rpartition(" ")[2]) for line in lines if "difference" in line}
     assert differences["model.pt2"] <= 1e-5 and differences["model.onnx"] <= 1e-4
+    assert differences["model.stream.onnx"] <= 1e-4  # over 50 frames
+    check_stream(tmp_path / "exported", model)
     assert 1e-4 < differences["model.int8.onnx"] < 1  # quantised it is, and not nonsense
     top1 = [re.fullmatch(r"top-1 (100.00|0.00) % (\S+)", line) for line in lines if line.startswith("top-1")]
     assert b"stack_trace" not in (tmp_path / "exported" / "model.onnx").read_bytes()
@@ -72,9 +76,10 @@ def test_the_command(tmp_path, video, capsys):
     described = json.loads((tmp_path / "exported" / "model.json").read_text())
     assert described["labels"] == ["first", "second"] and described["preprocessing"]["size"] == CROP
     assert described["pixel_values"] == ["batch", 4, 3, CROP, CROP]
-    for name in ("model.onnx", "model.int8.onnx"):
+    for name in ("model.onnx", "model.int8.onnx", "model.stream.onnx"):
         session = OnnxClassifier(tmp_path / "exported" / name).session
-        assert session.get_inputs()[0].shape[1:] == described["pixel_values"][1:]
+        shape = described["stream"]["frames"] if "stream" in name else described["pixel_values"]
+        assert session.get_inputs()[0].shape[1:] == shape[1:]
         own = session.get_modelmeta().custom_metadata_map
         assert {key: json.loads(own[key]) for key in described} == described
     extra = {"model.json": ""}
@@ -129,6 +134,48 @@ def test_other_backbones(tmp_path, backbone):
         return
     export_onnx(program, tmp_path / "model.onnx")
     assert largest_difference(OnnxClassifier(tmp_path / "model.onnx"), model) <= 1e-4
+
+
+def check_stream(exported, model):
+    """As described; a stream that starts anew beside another."""
+    described = json.loads((exported / "model.json").read_text())["stream"]
+    run = OnnxStream(exported / "model.stream.onnx", batch_size=2)
+    assert described["frames"] == ["batch", 3, CROP, CROP]
+    assert described["state"]["age"] == {"shape": ["batch"], "dtype": "int64"}
+    assert {name: ["batch", *x.shape[1:]] for name, x in run.state.items()} == {
+        name: kept["shape"] for name, kept in described["state"].items()
+    }
+    state = model.new_stream(batch_size=2)
+    for t in range(8):
+        if t == 5:
+            state.reset(1)
+            run.reset(1)
+        frames = torch.randn(2, 3, CROP, CROP, generator=torch.Generator().manual_seed(t))
+        logits, state = model.step(frames, state)
+        assert (run(frames) - logits).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "config", [STAdapterConfig(causal=True, adapter_width=8) + AIMConfig(causal=True), STEPConfig(causal=True)]
+)
+def test_a_step_as_a_program(tmp_path, config):
+    model = video_model(tmp_path, config)
+    program, state = export_step(model).module(), model.new_stream(batch_size=3)
+    tensors = state.tensors().values()
+    for t in range(6):
+        frames = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(t))
+        expected, state = model.step(frames, state)
+        with torch.no_grad():
+            logits, *tensors = program(frames, *tensors)
+        assert (logits - expected).abs().max() <= 1e-5
+
+
+def test_a_step_of_a_model_that_looks_ahead(tmp_path, capsys):
+    video_model(tmp_path, ZeroI2VConfig(), num_hidden_layers=1).save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "model"), str(tmp_path / "exported"), "--stream"])
+    assert "cannot run frame by frame: its temporal embedding" in capsys.readouterr().err
+    assert not (tmp_path / "exported").exists()
 
 
 def test_a_difference_that_is_not_finite_shows(tmp_path):
