@@ -1,3 +1,4 @@
+import gc
 import os
 
 import pytest
@@ -6,9 +7,16 @@ from processes import use_fork_server
 
 torch.set_num_threads(1)  # the models are tiny, and threads that wait for one another on busy cores cost minutes
 use_fork_server()
+os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers would load each tiny model with a pool of threads
 
 forks: list[int] = []
 os.register_at_fork(before=lambda: forks.append(os.getpid()))
+
+
+def pytest_collection_finish(session):
+    """What is imported by now stays; accelerate and torch.compile would otherwise look through all of it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

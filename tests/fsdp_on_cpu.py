@@ -1,15 +1,11 @@
 """run_video_cls.py under FSDP2 on the CPU, for the tests: torch shards there as on GPUs, but accelerate passes over a
-config of FSDP where there is no GPU. Prints what was sharded. With `--and_then` between their options, runs come one
-after the other in the same processes."""
+config of FSDP where there is no GPU. Prints what was sharded. `--and_then` as in `in_a_row`."""
 
 import sys
-from pathlib import Path
 
 from accelerate.state import AcceleratorState, DistributedType, PartialState
+from in_a_row import run_all, run_video_cls
 from torch.distributed.tensor import DTensor
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-import run_video_cls
 
 prepare_state = AcceleratorState.__init__
 make_training_state = run_video_cls.TrainingState
@@ -33,12 +29,4 @@ def report(model, *args):
 
 AcceleratorState.__init__ = with_fsdp
 run_video_cls.TrainingState = report
-PartialState.destroy_process_group = lambda *args: None  # the next run goes on with it
-
-argv = sys.argv[1:]
-while "--and_then" in argv:
-    at = argv.index("--and_then")
-    run_video_cls.main(argv[:at])
-    AcceleratorState._reset_state(reset_partial_state=True)
-    argv = argv[at + 1 :]
-run_video_cls.main(argv)
+raise SystemExit(run_all(sys.argv[1:]))

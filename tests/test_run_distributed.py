@@ -6,15 +6,15 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from accelerate.commands import accelerate_cli
 from accelerate.commands.config.config_args import load_config_from_file
-from processes import finish
+from processes import finish, start
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_image_model
@@ -62,27 +62,29 @@ def one_process(place, arguments) -> Path:
     return output_dir
 
 
-def launch(launcher: list[str], argv: list[str], script: Path = EXAMPLES / "run_video_cls.py", **more: str | None):
-    """Start the script with a program that stands beside this Python, on the CPU; `more` of the environment."""
-    command = [str(Path(sys.executable).with_name(launcher[0])), *launcher[1:], str(script), *argv]
-    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    environment = {key: value for key, value in (environment | more).items() if value is not None}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
-        try:
-            output, errors = process.communicate()
-        except BaseException:  # as after the time limit of a test; the processes that it started go, too
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
-
-
-def accelerate_launch(config: str, taken_port: socket.socket) -> list[str]:
-    """With one of our configs, but 2 processes and no mixed precision. As the port is taken, accelerate lets torchrun
-    choose one; a port that was free when a test looked for it could be taken by now."""
+def launch(config: str, argv: list[str], script: str, taken_port: socket.socket, log: Path, **more: str) -> int:
+    """Start a script of this folder with `accelerate launch`, one of our configs, 2 processes and no mixed precision;
+    `more` of the environment. As the port is taken, accelerate lets torchrun choose one; a port that was free when a
+    test looked for it could be taken by now."""
     options = {"config_file": CONFIGS / f"{config}.yaml", "num_processes": 2, "mixed_precision": "no"}
-    return ["accelerate", "launch", *command_line(options | {"main_process_port": taken_port.getsockname()[1]})]
+    options |= {"main_process_port": taken_port.getsockname()[1]}
+    command = ["launch", *command_line(options), str(ROOT / "tests" / script), *argv]
+    launcher = start(accelerate, command, more, log=log)
+    try:
+        launcher.join()
+    except BaseException:  # as after the time limit of a test; the processes that it started go, too
+        os.killpg(launcher.pid, signal.SIGKILL)
+        raise
+    return launcher.exitcode
+
+
+def accelerate(command: list[str], more: dict[str, str]) -> None:
+    """The launcher has imported torch already. What it starts are new processes of Python."""
+    os.setsid()
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    os.environ |= {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **more}
+    sys.argv = ["accelerate", *command]
+    accelerate_cli.main()
 
 
 @pytest.fixture
@@ -114,13 +116,22 @@ def assert_equals(output_dir: Path, one_process: Path) -> None:
         assert all(torch.allclose(mine[key], other[key], atol=1e-4) for key in mine)
 
 
-def test_ddp_equals_one_process(place, arguments, one_process, taken_port):
-    output_dir = place / "ddp"
-    argv = command_line(arguments | {"output_dir": output_dir, "per_device_train_batch_size": 2})
-    run = launch(accelerate_launch("ddp", taken_port), argv)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "4 clips per step" in run.stdout and run.stdout.count("top-1") == 1
-    assert run.stdout.count("1 clips × 1 crops = 1 forward passes per video") == 1
+def test_ddp_equals_one_process_and_all_stop_when_one_fails(place, arguments, one_process, taken_port):
+    output_dir, bad, log = place / "ddp", place / "with_bad_video", place / "ddp.log"
+    two = arguments | {"per_device_train_batch_size": 2}
+    write_video_folders(bad, train=4, validation=1)
+    (bad / "train/dark/0.mp4").write_bytes(b"no video")
+    stops = {"train_dir": bad / "train", "validation_dir": bad / "validation", "on_bad_video": "error"}
+    stops |= {"output_dir": place / "stopped"}
+    argv = [*command_line(two | {"output_dir": output_dir}), "--and_then", *command_line(two | stops)]
+    # without a GPU two processes find each other, also where nobody says that it is the CPU they run on
+    cpu = {"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {}
+    assert launch("ddp", argv, "in_a_row.py", taken_port, log, **cpu) == 1
+    said = log.read_text()
+    assert "VideoDecodeError" in said, said[-3000:]
+    assert not (place / "stopped" / "all_results.json").exists()
+    assert said.count("4 clips per step") == 2 and said.count("top-1") == 1
+    assert said.count("1 clips × 1 crops = 1 forward passes per video") == 2
     assert_equals(output_dir, one_process)
 
     # its checkpoint carries the run on in one process
@@ -138,7 +149,7 @@ def test_fsdp_equals_one_process(place, arguments, one_process, taken_port, monk
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "hub"))
     from hub_server import TOKEN, HubServer
 
-    script = ROOT / "tests" / "fsdp_on_cpu.py"
+    log = place / "fsdp.log"
     sharded = arguments | {"per_device_train_batch_size": 2}
     moved = {"output_dir": place / "fsdp-moved", "resume_from_checkpoint": one_process / "checkpoint-3"}
     with HubServer() as hub:
@@ -147,17 +158,16 @@ def test_fsdp_equals_one_process(place, arguments, one_process, taken_port, monk
         moved |= {"push_to_hub": True, "hub_model_id": "tester/sharded", "hub_token": TOKEN}
         first, second = sharded | {"output_dir": place / "fsdp"}, sharded | moved
         runs = [*command_line(first), "--and_then", *command_line(second)]
-        run = launch(accelerate_launch("fsdp2", taken_port), runs, script)
-    assert run.returncode == 0, run.stderr[-3000:]
-    parameters, units = map(
-        int, re.search(r"^(\d+) of \1 parameters sharded, (\d+) units, 0.5", run.stdout, re.M).groups()
-    )
+        ended = launch("fsdp2", runs, "fsdp_on_cpu.py", taken_port, log, ACCELERATE_USE_CPU="true")
+    said = log.read_text()
+    assert ended == 0, said[-3000:]
+    parameters, units = map(int, re.search(r"^(\d+) of \1 parameters sharded, (\d+) units, 0.5", said, re.M).groups())
     assert parameters > 100 and units >= 4  # three blocks and the rest
     assert_equals(place / "fsdp", one_process)
 
     card = hub.repositories["tester/sharded"].files["README.md"].decode()
     assert re.search(r"trained parameters \| 0.0\d M", card) and "latency" not in card
-    assert "going on after step 3" in run.stdout
+    assert "going on after step 3" in said
     assert losses(place / "fsdp-moved") == pytest.approx(losses(one_process)[3:], abs=1e-5)
     mine, other = (load_file(p / "checkpoint-5/weights.safetensors") for p in (place / "fsdp-moved", one_process))
     assert all(torch.allclose(mine[key], other[key], atol=1e-4) for key in other)
@@ -168,30 +178,13 @@ def test_deepspeed_equals_one_process(place, arguments, one_process, taken_port,
     pytest.importorskip("deepspeed")
     output_dir = place / f"zero{stage}"
     options = {"output_dir": output_dir, "per_device_train_batch_size": 2, "checkpointing_steps": "no"}
-    launcher = accelerate_launch(f"deepspeed_zero{stage}", taken_port)
-    script = ROOT / "tests" / "deepspeed_on_cpu.py"
-    run = launch(launcher, command_line(arguments | options | {"ema_decay": None}), script, DS_ACCELERATOR="cpu")
-    assert run.returncode == 0, run.stderr[-3000:]
+    argv, log = command_line(arguments | options | {"ema_decay": None}), place / f"zero{stage}.log"
+    cpu = {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu"}
+    ended = launch(f"deepspeed_zero{stage}", argv, "deepspeed_on_cpu.py", taken_port, log, **cpu)
+    assert ended == 0, log.read_text()[-3000:]
     assert losses(output_dir) == pytest.approx(losses(one_process), abs=1e-5)
     mine, other = (load_file(p / "adapter" / "adapter_model.safetensors") for p in (output_dir, one_process))
     assert {key: value.shape for key, value in mine.items()} == {key: value.shape for key, value in other.items()}
-
-
-def test_all_stop_when_one_fails(place, arguments):
-    folder = place / "with_bad_video"
-    write_video_folders(folder, train=4, validation=1)
-    (folder / "train/dark/0.mp4").write_bytes(b"no video")
-    videos = {"train_dir": folder / "train", "validation_dir": folder / "validation", "on_bad_video": "error"}
-    run = launch(
-        ["torchrun", "--standalone", "--nproc_per_node", "2"],
-        command_line(arguments | videos | {"output_dir": place / "stopped", "per_device_train_batch_size": 2}),
-        # without a GPU two processes find each other, also where nobody says that it is the CPU they run on
-        ACCELERATE_USE_CPU="true" if torch.accelerator.is_available() else None,
-        PYTHONUNBUFFERED="1",
-    )
-    assert run.returncode != 0 and "4 clips per step" in run.stdout
-    assert "VideoDecodeError" in run.stderr
-    assert not (place / "stopped" / "all_results.json").exists()
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
