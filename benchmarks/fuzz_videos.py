@@ -19,15 +19,14 @@ verdict.
 
 import argparse
 import csv
-import json
+import multiprocessing
 import random
 import resource
-import selectors
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import av
@@ -208,15 +207,15 @@ def decode_everything(source: Path | bytes) -> list[np.ndarray] | None:
     return frames
 
 
-def work(folder: Path, seed: int) -> None:
-    """Answer each number on standard input with a verdict."""
+def work(folder: Path, seed: int, questions: Connection) -> None:
+    """Answer each number with a verdict."""
     resource.setrlimit(resource.RLIMIT_AS, (WORKER_BYTES, WORKER_BYTES))
     av.logging.set_level(av.logging.PANIC)
     paths = sorted(path for path in folder.iterdir() if path.stem != "damaged")
     contents = {path: path.read_bytes() for path in paths}
     whole = {path: np.stack(decode_everything(path)) for path in paths}
-    for line in sys.stdin:
-        number = int(line)
+    while True:
+        number = questions.recv()
         path = paths[number % len(paths)]
         draw = random.Random(f"{seed} {number}")
         alike = [other for other in paths if other.suffix == path.suffix]
@@ -226,7 +225,7 @@ def work(folder: Path, seed: int) -> None:
             file.write_bytes(source)
             source = file
         try:
-            print(json.dumps(verdict(source, whole[path])), flush=True)
+            questions.send(verdict(source, whole[path]))
         finally:
             if isinstance(source, Path):
                 source.unlink()
@@ -236,30 +235,30 @@ class Worker:
     """A process that reads damaged files; started anew after it died or was late."""
 
     def __init__(self, folder: Path, seed: int):
-        self._command = [sys.executable, __file__, "--work", str(folder), "--seed", str(seed)]
+        self._arguments = (folder, seed)
         self._process = None
 
     def ask(self, number: int) -> str:
         if self._process is None:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._process.stdin.write(f"{number}\n".encode())
-        self._process.stdin.flush()
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(ANSWER_SECONDS):
-                self.stop()
-                return "late"
-        if answer := self._process.stdout.readline():
-            return json.loads(answer)
+            self._answers, questions = multiprocessing.Pipe()
+            self._process = multiprocessing.Process(target=work, args=(*self._arguments, questions), daemon=True)
+            self._process.start()
+            questions.close()
+        self._answers.send(number)
+        try:
+            if self._answers.poll(ANSWER_SECONDS):
+                return self._answers.recv()
+            found = "late"
+        except EOFError:
+            found = "died"
         self.stop()
-        return "died"
+        return found
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
-            self._process.stdin.close()
-            self._process.stdout.close()
+            self._process.join()
+            self._answers.close()
             self._process = None
 
 
@@ -268,11 +267,7 @@ def main(argv: list[str] | None = None) -> Counter:
     parser.add_argument("--num_files", type=int, default=10_000, help="damaged files to read")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_file", type=Path, default=Path(__file__).with_suffix(".csv"))
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.work is not None:
-        work(args.work, args.seed)
-        return Counter()
     counts, started = {}, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         names = sorted(path.name for path in make_files(Path(folder)))

@@ -1,5 +1,5 @@
-"""run_video_cls.py for what `accelerate launch` starts in the tests. With `--and_then` between their options, runs come
-one after the other in the same processes, until one fails."""
+"""run_video_cls.py for what `accelerate launch` starts in the tests. With `--and_then` between their options, runs
+come one after the other in the same processes, until one fails."""
 
 import sys
 from pathlib import Path

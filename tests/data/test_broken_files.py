@@ -4,14 +4,14 @@ import importlib
 import json
 import os
 import random
-import subprocess
-import sys
+import resource
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from processes import finish, start
 from training import load_script
 
 from hf_i2v.data import VideoDecodeError, VideoReader, decode_frames, uniform_indices
@@ -236,10 +236,10 @@ def test_damage_before_a_wanted_frame_is_never_shown(tmp_path, write_video):
         places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     content = path.read_bytes()
     raised = 0
-    for number, (start, size) in enumerate(places):
+    for number, (first, size) in enumerate(places):
         damaged = bytearray(content)
         for offset in range(size // 2, min(size // 2 + 24, size)):
-            damaged[start + offset] ^= 0x5A
+            damaged[first + offset] ^= 0x5A
         path.write_bytes(damaged)
         group = range(number // 20 * 20, number // 20 * 20 + 20)
         clean = [i for i in range(40) if i not in group]
@@ -253,35 +253,35 @@ def test_damage_before_a_wanted_frame_is_never_shown(tmp_path, write_video):
     assert raised > 20
 
 
+def measure_growth(folder: Path, measured: Path) -> None:
+    """KiB of memory and number of files that repeated reading adds."""
+    paths = sorted(folder.glob("*.mp4"))
+
+    def read_all() -> tuple[int, int]:
+        for path in paths:
+            try:
+                with VideoReader(path) as video:
+                    video.frames([0, video.num_frames - 1])
+            except VideoDecodeError:
+                pass
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(os.listdir("/proc/self/fd"))
+
+    for _ in range(4):
+        before = read_all()
+    for _ in range(8):
+        after = read_all()
+    measured.write_text(f"{after[0] - before[0]} {after[1] - before[1]}")
+
+
 def test_no_leak(tmp_path, write_video, write_audio):
     """Memory and files after many readings, good and bad, in a process of its own."""
     whole = write_video(tmp_path / "good.mp4", num_frames=12, bf="2").read_bytes()
     audio = write_audio(tmp_path / "sound.m4a").read_bytes()
     for number, content in enumerate(damaged_versions(whole, audio).values()):
         (tmp_path / f"{number}.mp4").write_bytes(content)
-    code = """
-import os, resource, sys
-from hf_i2v.data import VideoReader, VideoDecodeError
-paths = [os.path.join(sys.argv[1], name) for name in sorted(os.listdir(sys.argv[1]))]
-def read_all():
-    for path in paths:
-        try:
-            with VideoReader(path) as video:
-                video.frames([0, video.num_frames - 1])
-        except VideoDecodeError:
-            pass
-for _ in range(4):
-    read_all()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(os.listdir("/proc/self/fd"))
-for _ in range(8):
-    read_all()
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(os.listdir("/proc/self/fd"))
-print(after[0] - before[0], after[1] - before[1])
-"""
-    output = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, timeout=200
-    ).stdout
-    grown_kib, more_files = map(int, output.split())
+    measured, log = tmp_path / "measured", tmp_path / "log"
+    finish(start(measure_growth, tmp_path, measured, log=log), log=log)
+    grown_kib, more_files = map(int, measured.read_text().split())
     assert grown_kib < 8 * 1024 and more_files == 0
 
 
