@@ -14,6 +14,7 @@ whatever way, the same command goes on from the last checkpoint. `--output_dir` 
 import argparse
 import contextlib
 import dataclasses
+import logging
 import math
 import re
 import time
@@ -56,8 +57,9 @@ from hf_i2v.data import (
 from hf_i2v.feature_cache import FeatureCache
 from hf_i2v.hub import CheckpointUploads, push_folder
 from hf_i2v.merging import merge_difference
-from hf_i2v.options import tuner_config, tuner_options
+from hf_i2v.options import default_learning_rate, tuner_config, tuner_options
 from hf_i2v.probe_sweep import VJEPA2, probe_sweep, sweep_settings, write_table
+from hf_i2v.training.best import Evaluations
 from hf_i2v.training.checkpoints import CheckpointFolder
 from hf_i2v.training.command import interrupts_explained, run_as_command
 from hf_i2v.training.distribution import check_distribution
@@ -74,6 +76,8 @@ from hf_i2v.training.state import (
     trained_parameters,
 )
 from hf_i2v.training.videos import videos_of_run
+
+logger = logging.getLogger(__name__)
 
 # --------------------------------------------------------------------------------------------------- the options
 # fixed: makes the run what it is. free: may have another value when the run goes on. here: free, and not saved.
@@ -139,7 +143,7 @@ fixed("--sweep_held_out", type=float, default=0.1, help="share of the training v
 # the optimisation; a step has per_device_train_batch_size x processes x gradient_accumulation_steps clips
 free("--per_device_train_batch_size", type=positive, default=8, help="clips")
 free("--gradient_accumulation_steps", type=positive, default=1, help="batches of a step")
-fixed("--learning_rate", type=float, default=1e-3, help="the highest, after warming up")
+fixed("--learning_rate", type=float, help="the highest, after warming up; default: the tuner's own, docs/training.md")
 fixed("--head_learning_rate", type=float, help="of the classifier; default --learning_rate")
 fixed("--weight_decay", type=float, default=0.05, help="of matrices; biases, norms and embeddings have none")
 fixed("--adam_beta2", type=float, default=0.999, help="of AdamW")
@@ -157,6 +161,8 @@ fixed("--seed", type=int, default=0, help="of everything that is drawn")
 free("--per_device_eval_batch_size", type=positive, default=8, help="clips that go through the model at once")
 free("--eval_views", default="1x1", help="clips x crops of each video: 3x1, 1x3, …")
 free("--eval_steps", type=positive, help="evaluate every so many steps, and not at the end only")
+fixed("--load_best_model_at_end", **switch, help="the result is the best evaluated step, by top-1, and not the last")
+fixed("--early_stopping_patience", type=positive, help="stop after so many evaluations that were no better")
 
 # the result
 here("--output_dir", type=Path, required=True, help="the same folder and command go on where a run stopped")
@@ -180,6 +186,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.tuner_config = list({pair.partition("=")[0]: pair for pair in args.tuner_config}.values())  # the last counts
     if args.tuner in ("full", "linear_probe") and args.tuner_config:
         OPTIONS.error(f"--tuner {args.tuner} has no options, but --tuner_config is {' '.join(args.tuner_config)}")
+    args.learning_rate = args.learning_rate or default_learning_rate(args.tuner)
+    if (args.load_best_model_at_end or args.early_stopping_patience) and not args.eval_steps:
+        OPTIONS.error("--load_best_model_at_end and --early_stopping_patience need --eval_steps, how often to look")
     if args.ema_decay is not None and not 0 < args.ema_decay < 1:
         OPTIONS.error(f"--ema_decay ({args.ema_decay}) must lie between 0 and 1")
     if args.streaming and not args.max_train_steps:
@@ -224,6 +233,7 @@ def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:
         model = I2VForVideoClassification.from_pretrained(name, ignore_mismatched_sizes=True, **options)
     else:
         model = I2VForVideoClassification.from_image_model(name, allow_random_base=args.allow_random_base, **options)
+        nn.init.zeros_(model.classifier.weight)  # the first loss is ln K, also where features are large, as DINOv2's
     return attach_tuner(args, model)
 
 
@@ -496,19 +506,40 @@ def main(argv: list[str] | None = None) -> None:
         if predictions:
             metrics = predictions.metrics()
             accelerator.log({f"eval_{key}": value for key, value in metrics.items()}, step=step)
-            if step < args.max_train_steps:
-                accelerator.print(f"step {step}: top-1 {100 * metrics['accuracy']:.1f} %")
         return predictions
+
+    def evaluate_on_the_way() -> None:
+        """Evaluate, and keep the weights if they are the best so far."""
+        predictions = evaluate()
+        with averaged():
+            weights = accelerator.get_state_dict(model) if args.load_best_model_at_end else None
+            if predictions:
+                values = {"accuracy": predictions.metrics()["accuracy"], "loss": predictions.loss()}
+                accelerator.print(f"step {step}: top-1 {100 * values['accuracy']:.1f} %")
+                is_best = evaluations.add(step, **values, train_loss=meter.total["loss"])
+                if is_best and args.load_best_model_at_end:
+                    trained.save_pretrained(evaluations.weights(step), state_dict=weights)
+                    evaluations.forget_worse(max(checkpoints.steps(), default=step))
+                if warning := evaluations.drift():
+                    logger.warning(warning)
+
+    def early_stop() -> bool:
+        patience = args.early_stopping_patience
+        return patience and broadcast_object_list([evaluations.without_progress() >= patience])[0]
 
     # training
     if args.probe_sweep and not args.evaluate_only:
         sweep(args, trained, train_clips, accelerator)
+    evaluations = Evaluations(args.output_dir, step)
+    is_due = args.eval_steps and 0 < step < args.max_train_steps and step % args.eval_steps == 0
+    if is_due and not broadcast_object_list([evaluations.has(step)])[0]:  # it was stopped before it could
+        evaluate_on_the_way()
     check = FiniteCheck(trained_parameters(trained).values())
     bar = {"total": args.max_train_steps, "initial": step, "desc": "train", "unit": "step"}
     bar["disable"] = nothing_to_train or not accelerator.is_local_main_process
     saved_epoch = train_loader.state_dict()["epoch"]
     with interrupts_explained(checkpoints), tqdm(**bar) as progress:
-        while step < args.max_train_steps:
+        while step < args.max_train_steps and not early_stop():
             model.train()
             epoch = train_loader.epoch
             for batch in meter.waiting(train_loader):
@@ -544,10 +575,19 @@ def main(argv: list[str] | None = None) -> None:
                 if is_last:
                     break
                 if args.eval_steps and step % args.eval_steps == 0:
-                    evaluate()
+                    evaluate_on_the_way()
+                    if early_stop():
+                        break
 
     # the result: what was trained first, so that nothing that follows can lose it
     folder = result_folder(args)
+    if args.load_best_model_at_end and not nothing_to_train:
+        if not broadcast_object_list([evaluations.has(step)])[0]:
+            evaluate_on_the_way()
+        (best,) = broadcast_object_list([evaluations.best()])
+        load_result(trained, evaluations.weights(best["step"]))
+        averaged = contextlib.nullcontext  # they are averages already
+        accelerator.print(f"the best step is {best['step']}: top-1 {100 * best['eval_accuracy']:.1f} %")
     if not args.evaluate_only:
         check.now()
         with averaged():

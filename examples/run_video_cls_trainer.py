@@ -34,6 +34,7 @@ NOT_HERE = {
     **{"cache_features": None, "cache_views": None, "probe_sweep": None},
     **{"shuffle_buffer_size": None, "max_bad_fraction": 0.01, "push_to_hub": False, "hub_model_id": None},
     **{"hub_token": None, "hub_private_repo": False, "evaluate_only": False, "min_bad_videos": 5},
+    **{"load_best_model_at_end": False, "early_stopping_patience": None},
 }
 
 

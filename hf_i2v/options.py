@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 import os
 import sys
 
@@ -30,6 +31,20 @@ def tuner_config(tuner: str, pairs: list[str]) -> I2VTunerConfig:
     options = tuner_options("+".join(names), METHODS, pairs)
     first, *others = [METHODS[name](**options[name]) for name in names]
     return sum(others, start=first)
+
+
+BESIDE_METHODS = {"linear_probe": 1e-3, "full": 5e-5, "lora": 5e-4}  # learning rates usual for image transformers
+
+
+def default_learning_rate(tuner: str) -> float:
+    """Of AdamW for a tuner of the training script: that of its method; of several joined by +, the lowest."""
+    rates = []
+    for name in tuner.split("+"):
+        name = _imported(name) if ":" in name else name
+        method = METHODS.get(name)
+        rates.append(method.learning_rate if method else BESIDE_METHODS.get(name, math.inf))
+    rate = min(rates)
+    return rate if rate < math.inf else I2VTunerConfig.learning_rate  # an unknown tuner is refused where it is made
 
 
 def _imported(place: str) -> str:

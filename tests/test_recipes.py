@@ -7,7 +7,7 @@ import torch
 import yaml
 from training import EXAMPLES, load_script
 
-RECIPES = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+RECIPES = sorted(path for path in (EXAMPLES / "recipes").glob("*.yaml") if path.stem != "small")  # small: no model
 PUBLISHED = {  # MACs of a video (G) and trainable parameters (M) in the tables of papers and repositories
     "zeroi2v_b16_k400": (422, None),
     "zeroi2v_l14_k400": (7783, None),
@@ -107,3 +107,9 @@ def test_every_schedule_needs_the_steps_only(script):
     for name in script.SCHEDULES:
         optimizer.step()
         script.get_scheduler(name, optimizer, 1, 2).step()
+
+
+def test_recipe_for_few_videos(script):
+    common = ["--model_name_or_path", "x", "--output_dir", "y", "--validation_split", "0.2"]
+    args = script.parse_args(["--config", "small", *common, "--cache_features", "z", "--cache_views", "4"])
+    assert args.tuner == "step" and args.load_best_model_at_end and args.early_stopping_patience

@@ -31,6 +31,7 @@ class I2VTunerConfig(PeftConfig):
     Class attributes, read by cards, composition, script and tests:
         method_name: its name in command lines and files, in lower case.
         title, paper: its name in the literature, and its paper ("arXiv 2310.01324").
+        learning_rate: of AdamW, where the training script is given none; from its paper or its released recipes.
         includes: names of methods that are a part of it. It does not compose with them.
         why_alone: the reason why it composes with no other method; None: it composes.
         why_not_causal: the reason why it has no causal form; None: it has one.
@@ -58,6 +59,7 @@ class I2VTunerConfig(PeftConfig):
     method_name: ClassVar[str]
     title: ClassVar[str]
     paper: ClassVar[str]
+    learning_rate: ClassVar[float] = 3e-4
     includes: ClassVar[tuple[str, ...]] = ()
     why_alone: ClassVar[str | None] = None
     why_not_causal: ClassVar[str | None] = "does not say that it has a causal form"

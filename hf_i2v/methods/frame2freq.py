@@ -128,6 +128,7 @@ class Frame2FreqConfig(I2VTunerConfig):
     method_name = "frame2freq"
     title = "Frame2Freq"
     paper = "arXiv 2602.18977"
+    learning_rate = 5e-4
     why_not_causal = TRANSFORMS_WINDOWS
     unused_parameters = True  # the last block's adapter, which a feature of the CLS token does not read
     default_pooling = "before_norm"

@@ -117,6 +117,7 @@ class STAdapterConfig(I2VTunerConfig):
     method_name = "st_adapter"
     title = "ST-Adapter"
     paper = "arXiv 2206.13559"
+    learning_rate = 1e-3
     unused_parameters = True  # the last block's adapter at "between", if the feature is the CLS token
     default_pooling = "before_norm"
     why_not_causal = None

@@ -132,6 +132,7 @@ class STDHAConfig(I2VTunerConfig):
     method_name = "stdha"
     title = "ZeroI2V's STDHA"
     paper = "arXiv 2310.01324"
+    learning_rate = 1e-3
     merges = True
     why_not_causal = None
 

@@ -16,6 +16,7 @@ class ZeroI2VConfig(LinearAdapterConfig, STDHAConfig):
 
     method_name = "zeroi2v"
     title = "ZeroI2V"
+    learning_rate = 3e-4
     includes = ("stdha", "linear_adapter")
     uses_temporal_embedding = True
     trains_final_norm = True

@@ -31,6 +31,10 @@ def check_distribution(accelerator: Accelerator, args: argparse.Namespace) -> No
             raise RuntimeError(
                 f"accelerate is configured for {kind.value}, but uses it on GPUs only; use ddp.yaml here"
             )
+        if accelerator.distributed_type == kind and args.load_best_model_at_end:
+            raise RuntimeError(
+                f"--load_best_model_at_end puts whole weights back, {kind.value} has shards of them: leave it out"
+            )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         if args.checkpointing_steps != "no":
             raise RuntimeError("checkpoints do not cover DeepSpeed's shards: use --checkpointing_steps no, or FSDP")

@@ -1,14 +1,17 @@
 """What a run leaves beside its weights, and what it says at its end."""
 
+import csv
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .checkpoints import write_atomically
 from .confusion import confusion_matrix, draw_confusion_matrix
-from .evaluation import Predictions, write_predictions
+from .evaluation import Predictions, as_text, write_predictions
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +68,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def write_results(
     folder: Path, predictions: Predictions, videos: Sequence[str], names: Sequence[str], results: dict[str, Any]
 ) -> dict[str, Any]:
-    """`predictions.csv`, `confusion_matrix.png` and `all_results.json`: `results`, and what was measured.
+    """`predictions.csv`, `per_class.csv`, `confusion_matrix.png`, and `all_results.json` with `results` and what was
+    measured.
 
     Args:
         folder: where to write them.
@@ -79,6 +83,7 @@ def write_results(
         draw_confusion_matrix(confusion_matrix(predictions, len(names)), names, folder / "confusion_matrix.png")
     except ImportError as error:
         logger.warning('confusion_matrix.png is left out (%s): pip install "hf_i2v[train]"', error)
+    write_class_table(folder / "per_class.csv", confusion_matrix(predictions, len(names)), names)
     metrics = {f"eval_{key}": value for key, value in predictions.metrics().items()}
     failures = len(videos) - metrics["eval_num_videos"]
     results = {**results, **metrics, "eval_loss": predictions.loss(), "eval_failures": failures}
@@ -86,11 +91,30 @@ def write_results(
     return results
 
 
+def write_class_table(path: Path, counts_KK: np.ndarray, names: Sequence[str]) -> None:
+    """A csv table of each class: its videos, the share that was recognised, and what it was most often taken for.
+
+    Args:
+        path: where to write it.
+        counts_KK: as of `confusion_matrix`.
+        names: of the classes.
+    """
+    with open(path, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["class", "videos", "accuracy", "most_often_taken_for", "times"])
+        for k, count_K in enumerate(counts_KK):
+            wrong_K = np.where(np.arange(len(names)) == k, 0, count_K)
+            other = int(wrong_K.argmax())
+            taken_for = [as_text(names[other]), wrong_K[other]] if wrong_K[other] else ["", 0]
+            accuracy = f"{count_K[k] / count_K.sum():.4f}" if count_K.sum() else ""
+            table.writerow([as_text(names[k]), count_K.sum(), accuracy, *taken_for])
+
+
 def last_words(folder: Path, weights: Path, results: dict[str, Any]) -> str:
     """The last lines of a run: how good it is, where everything lies, and how to use it."""
     top5 = f", top-5 {100 * results['eval_top5_accuracy']:.1f} %" if results["num_labels"] >= 10 else ""
     failures = f" ({results['eval_failures']} more could not be read)" if results["eval_failures"] else ""
-    files = [name for name in ("predictions.csv", "confusion_matrix.png") if (folder / name).exists()]
+    files = [name for name in ("predictions.csv", "per_class.csv", "confusion_matrix.png") if (folder / name).exists()]
     return (
         f"top-1 {100 * results['eval_accuracy']:.1f} %{top5} of {results['eval_num_videos']} videos{failures}\n"
         f"results: {', '.join([str(folder / 'all_results.json'), *files])}\n"
