@@ -33,13 +33,13 @@ class Method:
     Attributes:
         title: as tables show it.
         options: of the training script.
-        learning_rates: those of the sweep.
+        learning_rates: those of the sweep; a single one needs none.
         cached: whether it trains from features of the frozen model, computed once.
     """
 
     title: str
     options: dict
-    learning_rates: tuple[float, ...] = (2.5e-4, 1e-3)
+    learning_rates: tuple[float, ...] = (1e-3,)
     cached: bool = False
 
 
@@ -50,14 +50,16 @@ def _adapter(title: str, tuner: str, *pairs: str, **more) -> Method:
 METHODS = {
     "linear_probe": _adapter("linear probe on the mean", "linear_probe", cached=True),
     "late_minus_early": Method("linear fit on (mean, late − early)", {}, (0.0,), cached=True),
-    "attentive_probe": _adapter("attentive probe", "attentive_probe", "num_blocks=1", cached=True),
-    "step": _adapter("STEP", "step", cached=True),
+    "attentive_probe": _adapter("attentive probe", "attentive_probe", "num_blocks=1", learning_rates=(3e-4,), cached=True),
+    "step": _adapter("STEP", "step", learning_rates=(3e-3,), cached=True),
     "m_adapter": _adapter("M-adapter", "m_adapter", cached=True),
-    "full": _adapter("full fine-tuning", "full", learning_rates=(2e-5, 1e-4)),
+    "full": _adapter("full fine-tuning", "full", learning_rates=(5e-5,)),
     "lora": _adapter("LoRA", "lora"),
     "stdha_lora": _adapter("STDHA + LoRA", "stdha+lora"),
     "zeroi2v": _adapter("ZeroI2V", "zeroi2v"),
+    "zeroi2v_causal": _adapter("ZeroI2V, causal", "zeroi2v", "causal=true"),
     "st_adapter": _adapter("ST-Adapter", "st_adapter"),
+    "st_adapter_causal": _adapter("ST-Adapter, causal", "st_adapter", "causal=true"),
     "frame2freq": _adapter("Frame2Freq", "frame2freq"),
     "aim": _adapter("AIM", "aim"),
     "zeroi2v_inti": _adapter("ZeroI2V + InTI", "zeroi2v+inti"),
@@ -82,10 +84,10 @@ class Task:
 
 
 TASKS = {
-    "getup": Task("stand up or lie down: 2 classes, 600 videos", "getup", 2400),
+    "getup": Task("stand up or lie down: 2 classes, 600 videos", "getup", 1600),
     "order": Task("6 motions forwards and backwards: 12 classes, 720 videos", "order", 4800),
     "actions": Task("15 actions: 600 videos", "actions", 2400),
-    "getup_small": Task("stand up or lie down: 96 videos", "getup", 2400, shots=48),
+    "getup_small": Task("stand up or lie down: 96 videos", "getup", 4800, shots=48),
     "order_16": Task("6 motions forwards and backwards: 16 videos a class", "order", 4800, shots=16),
     "order_4": Task("6 motions forwards and backwards: 4 videos a class", "order", 2400, shots=4),
 }
