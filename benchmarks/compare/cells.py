@@ -50,7 +50,9 @@ def _adapter(title: str, tuner: str, *pairs: str, **more) -> Method:
 METHODS = {
     "linear_probe": _adapter("linear probe on the mean", "linear_probe", cached=True),
     "late_minus_early": Method("linear fit on (mean, late − early)", {}, (0.0,), cached=True),
-    "attentive_probe": _adapter("attentive probe", "attentive_probe", "num_blocks=1", learning_rates=(3e-4,), cached=True),
+    "attentive_probe": _adapter(
+        "attentive probe", "attentive_probe", "num_blocks=1", learning_rates=(3e-4,), cached=True
+    ),
     "step": _adapter("STEP", "step", learning_rates=(3e-3,), cached=True),
     "m_adapter": _adapter("M-adapter", "m_adapter", cached=True),
     "full": _adapter("full fine-tuning", "full", learning_rates=(5e-5,)),
@@ -143,7 +145,7 @@ def _train_here(history: Path, argv: list[str]) -> None:
     import torch
     from accelerate import Accelerator
 
-    from hf_i2v.train import main
+    from hf_i2v.examples import load_example
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
@@ -153,7 +155,7 @@ def _train_here(history: Path, argv: list[str]) -> None:
 
     history.unlink(missing_ok=True)
     with mock.patch.object(Accelerator, "log", log):
-        main(argv)
+        load_example("run_video_cls").main(argv)
 
 
 if __name__ == "__main__":
