@@ -42,11 +42,25 @@ def test_nothing_is_kept_of_the_frozen_model(config, clip_pixels):
     assert all((p.grad is None) == (id(p) in frozen) for p in model.parameters())
 
 
-def test_step_knows_the_order_of_the_frames_and_the_attentive_probe_does_not(clip_pixels):
-    for config, same in ((AttentiveProbeConfig(**T), True), (STEPConfig(**T), False)):
+def test_only_probes_with_frame_positions_know_the_order_of_the_frames(clip_pixels):
+    with_positions = AttentiveProbeConfig(**T, frame_positions=True)
+    for config, same in ((AttentiveProbeConfig(**T), True), (with_positions, False), (STEPConfig(**T), False)):
         model = randomize_adapter(get_peft_model(tiny_image_model("clip"), config)).eval()
         features = [model(pixels).pooler_output for pixels in (clip_pixels, clip_pixels.flip(1))]
         assert torch.allclose(*features, atol=1e-5) == same
+
+
+@pytest.mark.parametrize("config", [AttentiveProbeConfig(**T, num_blocks=0, frame_positions=True), STEPConfig(**T)])
+def test_frame_positions_are_seen_from_the_start(config):
+    """Beside tokens of any scale, or few videos teach no order."""
+    torch.manual_seed(0)
+    clips = torch.randn(2, 4, 3, 16, 16)
+    image_model = tiny_image_model("dinov2")
+    image_model.layernorm.weight.data.fill_(3.0)
+    model = get_peft_model(image_model, config).eval()
+    features = [model(pixels).pooler_output for pixels in (clips, clips.flip(1), clips.flip(0))]
+    to_reversed, to_another = ((features[0] - other).norm() for other in features[1:])
+    assert to_reversed > 0.005 * to_another  # a tenth of it with positions of 0.02 on tokens as they are
 
 
 def test_step_has_a_third_of_a_block(clip_pixels):

@@ -112,4 +112,4 @@ def test_every_schedule_needs_the_steps_only(script):
 def test_recipe_for_few_videos(script):
     common = ["--model_name_or_path", "x", "--output_dir", "y", "--validation_split", "0.2"]
     args = script.parse_args(["--config", "small", *common, "--cache_features", "z", "--cache_views", "4"])
-    assert args.tuner == "step" and args.load_best_model_at_end and args.early_stopping_patience
+    assert args.tuner == "attentive_probe" and args.load_best_model_at_end and args.early_stopping_patience

@@ -49,6 +49,7 @@ CAUSAL = {
     "aim + stdha + linear": lambda: AIMConfig(causal=True) + STDHAConfig(causal=True) + LinearAdapterConfig(),
     "token_shift + adaptformer": lambda: TokenShiftConfig(causal=True) + AdaptFormerConfig(bottleneck=8),
     "attentive_probe": lambda: AttentiveProbeConfig(causal=True, num_blocks=1),
+    "frame_probe": lambda: AttentiveProbeConfig(causal=True, num_blocks=0, frame_positions=True),
     "step": lambda: STEPConfig(causal=True),
 }
 SIDES = {"clip": 16, "vit": 16, "dinov2": 24, "siglip": 16}  # DINOv2's position embedding is made for 16

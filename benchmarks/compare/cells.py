@@ -53,6 +53,9 @@ METHODS = {
     "attentive_probe": _adapter(
         "attentive probe", "attentive_probe", "num_blocks=1", learning_rates=(3e-4,), cached=True
     ),
+    "frame_probe": _adapter(
+        "frame probe (recipe small)", "attentive_probe", "num_blocks=0", "frame_positions=true", cached=True
+    ),
     "step": _adapter("STEP", "step", learning_rates=(3e-3,), cached=True),
     "m_adapter": _adapter("M-adapter", "m_adapter", cached=True),
     "full": _adapter("full fine-tuning", "full", learning_rates=(5e-5,)),

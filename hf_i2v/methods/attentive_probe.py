@@ -6,6 +6,10 @@ after the final norm, `num_blocks` pre-norm blocks, then one cross-attention wit
     x ← x + W_o attention(LN x);   x ← x + MLP(LN x)
     y = q + attention(q, LN x);    y ← y + MLP(LN y)        no norm before this query, no projection after
 
+With `frame_positions` (ours) the tokens know their frame: x ← LN x + p_t first, LN without weights, p starting normal
+with 1/2. V-JEPA 2's own tokens are of video, and need none; those of an image model are the same in any order. A start
+of 0.02, usual in transformers, is not seen beside LN x, which has 1.
+
 In a causal probe (ours) the tokens are those of the last T frames of the clip, for T the frames of a training clip: a
 stream keeps these tokens, and every step reads them all.
 
@@ -20,11 +24,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone
+from ..frames import over_frames
 from ..stream_state import Kept
 from .branch import Branch
 from .config import I2VTunerConfig
 
 INIT_STD = 0.02
+POSITION_STD = 0.5
 
 
 def attention(
@@ -208,6 +214,12 @@ class LastTokensBranch(Branch):
         """The clip feature (B, D) of frames' tokens. `there_BT`: which frames there are; None: all."""
         raise NotImplementedError(f"{type(self).__name__} has no of_tokens.")
 
+    def with_positions(self, x_BTPD: torch.Tensor, position_TD: torch.Tensor) -> torch.Tensor:
+        """In a causal probe the newest frame always has the last position."""
+        T = x_BTPD.shape[1]
+        position_TD = over_frames(position_TD, T) if self.last_frames is None else position_TD[-T:]
+        return x_BTPD + position_TD[:, None]
+
     def forward(self, levels_LBTPD: torch.Tensor, feature_BD: torch.Tensor) -> torch.Tensor:
         x_BTPD = levels_LBTPD[0] if self.last_frames is None else levels_LBTPD[0, :, -self.last_frames :]
         return self.of_tokens(x_BTPD).to(feature_BD.dtype)
@@ -243,9 +255,15 @@ class AttentiveProbeBranch(LastTokensBranch):
             num_blocks=config.num_blocks,
             mlp_ratio=config.mlp_ratio,
         )
+        self.position = None
+        if config.frame_positions:
+            self.position = nn.Parameter(torch.randn(config.num_frames, backbone.hidden_size) * POSITION_STD)
 
     def of_tokens(self, x_BTPD: torch.Tensor, there_BT: torch.Tensor | None = None) -> torch.Tensor:
-        x_BND = x_BTPD.flatten(1, 2).to(self.probe.pool.query.dtype)
+        x_BTPD = x_BTPD.to(self.probe.pool.query.dtype)
+        if self.position is not None:
+            x_BTPD = self.with_positions(F.layer_norm(x_BTPD, x_BTPD.shape[-1:]), self.position)
+        x_BND = x_BTPD.flatten(1, 2)
         there_BN = None if there_BT is None else there_BT.repeat_interleave(x_BTPD.shape[2], dim=1)
         return self.probe(x_BND, there_BN)
 
@@ -298,6 +316,7 @@ class AttentiveProbeConfig(ProbeConfig):
     Args:
         num_blocks: self-attention blocks before the cross-attention; V-JEPA 2's evaluation has 3.
         mlp_ratio: hidden width of the MLPs over the model's width.
+        frame_positions: whether tokens know the number of their frame (ours).
     """
 
     method_name = "attentive_probe"
@@ -306,6 +325,8 @@ class AttentiveProbeConfig(ProbeConfig):
 
     num_blocks: int = field(default=3, metadata={"help": "Self-attention blocks before the cross-attention."})
     mlp_ratio: float = field(default=4.0, metadata={"help": "Hidden width of the MLPs over the model's width."})
+
+    frame_positions: bool = field(default=False, metadata={"help": "Learned positions of the frames (ours)."})
 
     def __post_init__(self):
         super().__post_init__()

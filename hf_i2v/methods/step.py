@@ -21,8 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone
-from ..frames import over_frames
-from .attentive_probe import INIT_STD, LastTokensBranch, ProbeConfig, attend_once
+from .attentive_probe import INIT_STD, POSITION_STD, LastTokensBranch, ProbeConfig, attend_once
 from .branch import Branch
 
 
@@ -34,7 +33,7 @@ class STEPBranch(LastTokensBranch):
         width = backbone.hidden_size
         self.num_heads = config.num_heads
         self.cls = nn.Parameter(torch.empty(width))
-        self.position = nn.Parameter(torch.randn(config.num_frames, width) / 2)
+        self.position = nn.Parameter(torch.randn(config.num_frames, width) * POSITION_STD)
         self.norm = nn.LayerNorm(width)
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
         for weight in (self.cls, *(linear.weight for linear in (self.q, self.k, self.v, self.out))):
@@ -43,10 +42,7 @@ class STEPBranch(LastTokensBranch):
             nn.init.zeros_(linear.bias)
 
     def of_tokens(self, x_BTPD: torch.Tensor, there_BT: torch.Tensor | None = None) -> torch.Tensor:
-        x_BTPD, T = x_BTPD.to(self.cls.dtype), x_BTPD.shape[1]
-        # in a stream the newest frame always has the last position
-        position_TD = over_frames(self.position, T) if self.last_frames is None else self.position[-T:]
-        x_BND = (self.norm(x_BTPD) + position_TD[:, None]).flatten(1, 2)
+        x_BND = self.with_positions(self.norm(x_BTPD.to(self.cls.dtype)), self.position).flatten(1, 2)
         z_BND = torch.cat((self.norm(self.cls).expand(x_BND.shape[0], 1, -1), x_BND), dim=1)
         there_BN = None
         if there_BT is not None:  # and the CLS token is always there
