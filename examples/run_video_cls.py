@@ -85,6 +85,9 @@ logger = logging.getLogger(__name__)
 OPTIONS = RunOptions(description=__doc__.split("\n\n")[0], recipes=Path(__file__).parent / "recipes")
 fixed, free, here = OPTIONS.fixed, OPTIONS.free, OPTIONS.here
 switch = {"action": argparse.BooleanOptionalAction, "default": False}
+# Of a new classifier. The first loss is near ln K, also on DINOv2, whose features have a norm of 40. With weights of zero
+# an adapter would get no gradient until the head has found a direction, which takes hundreds of clips.
+HEAD_STD = 0.005
 SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 SCHEDULES += ["inverse_sqrt"]  # those of transformers that need no more than the numbers of steps
 
@@ -233,7 +236,7 @@ def build_model(args: argparse.Namespace, names: list[str]) -> nn.Module:
         model = I2VForVideoClassification.from_pretrained(name, ignore_mismatched_sizes=True, **options)
     else:
         model = I2VForVideoClassification.from_image_model(name, allow_random_base=args.allow_random_base, **options)
-        nn.init.zeros_(model.classifier.weight)  # the first loss is ln K, also where features are large, as DINOv2's
+        nn.init.normal_(model.classifier.weight, std=HEAD_STD)
     return attach_tuner(args, model)
 
 

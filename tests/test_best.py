@@ -25,7 +25,9 @@ def script():
 def run(tmp_path, script, monkeypatch):
     """Train, with a planned number of right answers at every evaluation."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    tiny_image_model("dinov2").save_pretrained(tmp_path / "image")
+    image_model = tiny_image_model("dinov2")
+    torch.nn.init.constant_(image_model.layernorm.weight, 7.0)  # so features have a norm of 40, as DINOv2-small's
+    image_model.save_pretrained(tmp_path / "image")
     write_video_folders(tmp_path / "videos", train=4, validation=2)
     options = {
         "model_name_or_path": tmp_path / "image",
@@ -95,10 +97,10 @@ def test_a_stopped_run_comes_to_the_same(run, tmp_path):
     assert texts[0] == texts[1]
 
 
-def test_the_first_loss_is_ln_k(run, tmp_path):
+def test_the_first_loss_is_near_ln_k(run, tmp_path):
     run("run", [2], max_train_steps=1, eval_steps=None, load_best_model_at_end=None, early_stopping_patience=None)
     results = json.loads((tmp_path / "run/all_results.json").read_text())
-    assert results["train_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert results["train_loss"] == pytest.approx(np.log(2), abs=0.05)
     table = (tmp_path / "run/per_class.csv").read_text().splitlines()
     assert table == ["class,videos,accuracy,most_often_taken_for,times", "dark,2,1.0000,,0", "light,2,0.0000,dark,2"]
 
