@@ -85,8 +85,8 @@ logger = logging.getLogger(__name__)
 OPTIONS = RunOptions(description=__doc__.split("\n\n")[0], recipes=Path(__file__).parent / "recipes")
 fixed, free, here = OPTIONS.fixed, OPTIONS.free, OPTIONS.here
 switch = {"action": argparse.BooleanOptionalAction, "default": False}
-# Of a new classifier. The first loss is near ln K, also on DINOv2, whose features have a norm of 40. With weights of zero
-# an adapter would get no gradient until the head has found a direction, which takes hundreds of clips.
+# Of a new classifier. The first loss is near ln K, also on DINOv2, whose features have a norm of 40. With weights of
+# zero an adapter would get no gradient until the head has found a direction, which takes hundreds of clips.
 HEAD_STD = 0.005
 SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 SCHEDULES += ["inverse_sqrt"]  # those of transformers that need no more than the numbers of steps

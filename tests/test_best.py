@@ -100,7 +100,7 @@ def test_a_stopped_run_comes_to_the_same(run, tmp_path):
 def test_the_first_loss_is_near_ln_k(run, tmp_path):
     run("run", [2], max_train_steps=1, eval_steps=None, load_best_model_at_end=None, early_stopping_patience=None)
     results = json.loads((tmp_path / "run/all_results.json").read_text())
-    assert results["train_loss"] == pytest.approx(np.log(2), abs=0.05)
+    assert results["train_loss"] == pytest.approx(np.log(2), abs=0.2)
     table = (tmp_path / "run/per_class.csv").read_text().splitlines()
     assert table == ["class,videos,accuracy,most_often_taken_for,times", "dark,2,1.0000,,0", "light,2,0.0000,dark,2"]
 
