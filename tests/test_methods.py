@@ -242,13 +242,6 @@ def test_inti_starts_as_plain_averaging(clip_pixels):
     assert [tuple(state.shape[:2]) for state in states] == [(2, 4), (2, 2), (2, 2), (2, 2)]
 
 
-def test_a_composition_compiles_without_a_graph_break(clip_pixels):
-    image_model = tiny_image_model("clip", num_hidden_layers=2)
-    model = randomize_adapter(get_peft_model(image_model, METHODS["st_adapter+inti"]())).eval()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(clip_pixels).pooler_output, model(clip_pixels).pooler_output)
-
-
 def test_inti_without_pairs_is_an_error_at_run_time(clip_pixels):
     model = get_peft_model(tiny_image_model("clip"), InTIConfig(**T))
     with pytest.raises(ValueError, match="the clip has 3 frames"):
