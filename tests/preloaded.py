@@ -8,6 +8,7 @@ from pathlib import Path
 
 import peft
 import torch
+from tiny import tiny_image_model
 from tqdm import tqdm
 from training import load_script
 
@@ -19,8 +20,6 @@ torch.set_num_threads(1)
 load_script("run_video_cls")
 for late in ("matplotlib.figure", "matplotlib.backends.backend_agg", "transformers.models.clip.modeling_clip"):
     importlib.import_module(late)
-from tiny import tiny_image_model  # noqa: E402
-
 tqdm.monitor_interval = 0  # no thread that looks after progress bars
 with tempfile.TemporaryDirectory() as folder:  # what transformers and torch prepare when they first need it
     tiny_image_model("clip", num_hidden_layers=1).save_pretrained(folder)

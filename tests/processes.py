@@ -96,11 +96,11 @@ class StandBy:
 
 
 def _run_what_is_sent(reading: int) -> None:
-    with open(reading, "rb") as pipe:
-        sent = pipe.read()
-    if not sent:  # the launcher has ended
+    try:
+        with open(reading, "rb") as pipe:
+            args, environment = pickle.load(pipe)  # it does not end: later forks hold its other end too
+    except EOFError:  # the launcher has ended, and the later forks with it
         sys.exit(1)
-    args, environment = pickle.loads(sent)
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
