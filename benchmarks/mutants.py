@@ -4,8 +4,9 @@
 
 Each mutant is one change of the syntax tree (a comparison turned, a sign, a number plus one, a condition negated, a
 call left out, a keyword dropped …). They are drawn evenly over the modules of `NEAREST`, the same for a seed.
-Tests run in a copy of the checkout, so that the checkout itself is never touched, each with a time limit. Every result
-is a row of `mutants.csv` beside this script at once; one whose row is there is not run again.
+Tests run in a copy of the checkout, so that the checkout itself is never touched, each with a time limit, and in a
+fork of a process that has torch and its company imported already, but nothing of the package. Every result is a row of
+`mutants.csv` beside this script at once; one whose row is there is not run again.
 
 - noticed: a test failed. late: the tests took too long, which would be noticed. unnoticed: all tests passed.
 - broken: the tests fail without any fault; nothing is known then.
@@ -15,11 +16,12 @@ import argparse
 import ast
 import copy
 import csv
+import importlib
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -27,7 +29,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -180,41 +183,72 @@ def chosen_mutants(modules: list[str], count: int, seed: int) -> list[tuple[str,
     return [mutant for mutant, _ in zip(rounds, range(count), strict=False)]
 
 
+IMPORTED = ("torch._dynamo", "peft", "accelerate", "datasets", "av", "pytest", "tensorboard", "matplotlib.figure")
+IMPORTED += tuple(f"transformers.models.{name}.modeling_{name}" for name in ("clip", "vit", "dinov2", "siglip"))
+
+
+def serve(place: Path, orders: Connection) -> None:
+    """Receives (tests, seconds), runs pytest in a fork and in the folder `place`, and sends the verdict."""
+    without_threads = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+    os.environ |= without_threads | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(place)}
+    os.chdir(place)
+    sys.path.insert(0, str(place))
+    sys.dont_write_bytecode = True
+    for name in IMPORTED:
+        importlib.import_module(name)
+    if len(os.listdir("/proc/self/task")) > 1:
+        raise RuntimeError("The imports have started threads, and a fork copies the locks that they hold.")
+    while order := orders.recv():
+        tests, seconds = order
+        if (child := os.fork()) == 0:
+            os.setsid()
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for number in (0, 1, 2):
+                os.dup2(nothing, number)
+            os._exit(importlib.import_module("pytest").main(["-q", "-x", "-n", "0", *tests]) != 0)
+        end, ended = time.monotonic() + seconds, 0
+        while not ended and time.monotonic() < end:
+            time.sleep(0.05)
+            ended, status = os.waitpid(child, os.WNOHANG)
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # and what the tests have started
+        if not ended:
+            os.waitpid(child, 0)
+        orders.send("late" if not ended else "noticed" if status else "unnoticed")
+
+
 class Copies:
-    """Copies of the checkout, one for each test run at a time."""
+    """Copies of the checkout, one for each test run at a time, and a process beside each that runs pytest there."""
 
     def __init__(self, count: int):
         self._folder = tempfile.TemporaryDirectory()
-        self.free = SimpleQueue()
+        self.free, spawned = SimpleQueue(), multiprocessing.get_context("spawn")
         ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "*.egg-info")
         for number in range(count):
             place = Path(self._folder.name) / str(number)
             shutil.copytree(ROOT, place, ignore=ignored)
-            self.free.put(place)
+            orders, theirs = spawned.Pipe()
+            spawned.Process(target=serve, args=(place, theirs)).start()
+            theirs.close()
+            self.free.put((place, orders))
 
     def run_tests(self, module: str, text: str | None, tests: tuple[str, ...], seconds: float) -> tuple[str, float]:
         """The verdict of the tests with another text of a module (None: its own), and how long they took."""
-        place = self.free.get()
+        place, orders = self.free.get()
         file, whole = place / module, (place / module).read_text()
-        command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *tests]
-        environment = os.environ | {"PYTHONPATH": str(place), "OMP_NUM_THREADS": "1"}
         started = time.monotonic()
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         try:
             file.write_text(ast.unparse(ast.parse(whole)) if text is None else text)
-            process = subprocess.Popen(command, cwd=place, env=environment, start_new_session=True, **quiet)
-            try:
-                verdict = "noticed" if process.wait(seconds) else "unnoticed"
-            except subprocess.TimeoutExpired:
-                verdict = "late"
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # and what the tests have started
-                process.wait()
+            orders.send((tests, seconds))
+            verdict = orders.recv()
         finally:
             file.write_text(whole)
-            self.free.put(place)
+            self.free.put((place, orders))
         return verdict, time.monotonic() - started
+
+    def close(self) -> None:
+        while not self.free.empty():
+            self.free.get()[1].send(None)
 
 
 def read_rows(file: Path) -> list[dict]:
@@ -264,7 +298,7 @@ def main(argv: list[str] | None = None) -> Counter:
             verdict, seconds = copies.run_tests(module, text, tests_of[module], args.seconds)
         add((f"{module}:{number}", verdict, round(seconds), module, line, change))
 
-    with ThreadPoolExecutor(args.jobs) as pool:
+    with closing(copies), ThreadPoolExecutor(args.jobs) as pool:
         results = {t: pool.submit(copies.run_tests, once[0], None, t, args.seconds) for t in set(tests_of.values())}
         whole.update((module, results[tests].result()[0]) for module, tests in tests_of.items())
         list(pool.map(try_one, todo))

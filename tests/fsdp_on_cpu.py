@@ -1,8 +1,10 @@
 """run_video_cls.py under FSDP2 on the CPU, for the tests: torch shards there as on GPUs, but accelerate passes over a
 config of FSDP where there is no GPU. Prints what was sharded. `--and_then` as in `in_a_row`."""
 
+import os
 import sys
 
+import huggingface_hub
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 from in_a_row import run_all, run_video_cls
 from torch.distributed.tensor import DTensor
@@ -27,6 +29,9 @@ def report(model, *args):
     return make_training_state(model, *args)
 
 
+# read by huggingface_hub when it is imported, which may have been before
+huggingface_hub.constants.ENDPOINT = os.environ["HF_ENDPOINT"]
+huggingface_hub.constants.HF_HUB_DISABLE_XET = True
 AcceleratorState.__init__ = with_fsdp
 run_video_cls.TrainingState = report
 raise SystemExit(run_all(sys.argv[1:]))

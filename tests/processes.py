@@ -7,6 +7,9 @@ child that is killed while it holds that lock stops the others.
 
 import multiprocessing
 import os
+import pickle
+import runpy
+import subprocess
 import sys
 import threading
 import time
@@ -57,6 +60,53 @@ def _call(function: Callable, args: tuple, log: Path, environment: dict[str, str
     tqdm.set_lock(threading.RLock())
     multiprocessing.set_start_method("fork", force=True)  # as where the script is started by hand
     function(*args)
+
+
+class StandBy:
+    """A fork of this process, made while it has one thread, for a launcher that starts `python script.py …` when it
+    has more: `popen` takes the place of `subprocess.Popen`, and the script finds its imports made."""
+
+    def __init__(self):
+        reading, self._writing = os.pipe()
+        self.returncode = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._writing)
+            _run_what_is_sent(reading)
+        os.close(reading)
+
+    def popen(self, args: tuple[str, ...], environment: dict[str, str]) -> "StandBy":
+        with open(self._writing, "wb") as pipe:
+            pickle.dump((args, environment), pipe)
+        return self
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
+
+    def wait(self, timeout: float = float("inf")) -> int:
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("the script", timeout)
+            time.sleep(0.01)
+        return self.returncode
+
+
+def _run_what_is_sent(reading: int) -> None:
+    try:
+        with open(reading, "rb") as pipe:
+            args, environment = pickle.load(pipe)  # it does not end: later forks hold its other end too
+    except EOFError:  # the launcher has ended, and the later forks with it
+        sys.exit(1)
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = list(args[next(i for i, arg in enumerate(args) if arg.endswith(".py")) :])
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit()
 
 
 def finish(*processes: BaseProcess, log: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import operator
 import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -25,15 +26,22 @@ LABELS = {0: "jump", 1: "run", 2: "sit"}
 
 every = pytest.mark.parametrize("backbone", BACKBONES)
 every_method = pytest.mark.parametrize("method", CONFIGS)
+# every method on one backbone, every backbone with one method: for what does not depend on both
+each_once = pytest.mark.parametrize(
+    ("method", "backbone"), [*((method, "clip") for method in CONFIGS), *(("zeroi2v", b) for b in BACKBONES[1:])]
+)
 
 
 @pytest.fixture(scope="session")
 def image_models(tmp_path_factory):
-    """Folders with the image models, by backbone; "shallow" is a CLIP of two blocks, where a block costs seconds."""
-    folders = {backbone: tmp_path_factory.mktemp(backbone) for backbone in (*BACKBONES, "shallow")}
-    for backbone in BACKBONES:
-        tiny_image_model(backbone).save_pretrained(folders[backbone])
-    tiny_image_model("clip", num_hidden_layers=2).save_pretrained(folders["shallow"])
+    """Folders with the image models, by backbone; and CLIPs of other sizes. "shallow" is for where a block costs
+    seconds."""
+    others = {"shallow": {"num_hidden_layers": 2}, "deep": {"num_hidden_layers": 4}, "wide": {"hidden_size": 64}}
+    models = {backbone: tiny_image_model(backbone) for backbone in BACKBONES}
+    models |= {name: tiny_image_model("clip", **changes) for name, changes in others.items()}
+    folders = {name: tmp_path_factory.mktemp(name) for name in models}
+    for name, model in models.items():
+        model.save_pretrained(folders[name])
     return folders
 
 
@@ -153,8 +161,7 @@ def test_what_does_not_merge_says_so_and_is_baked(method, backbone, video_model,
     torch.testing.assert_close(model.bake()(clip_pixels).logits, adapted, atol=1e-5, rtol=1e-5)
 
 
-@every
-@every_method
+@each_once
 def test_an_adapter_brings_its_model(method, backbone, video_model, clip_pixels, tmp_path):
     model = adapt(video_model(backbone), method)
     model.base_model.model.config.id2label[2] = "stand"  # named after the adapter was attached
@@ -311,13 +318,9 @@ def test_refused_before_anything_changes(method, video_model, clip_pixels, tmp_p
         )
         assert "adapted already" in message and "add_adapter" in message
 
-    wide = tiny_image_model("clip", hidden_size=64)
-    wide.save_pretrained(tmp_path / "wide")
-    deep = tiny_image_model("clip", num_hidden_layers=4)
-    deep.save_pretrained(tmp_path / "deep")
     adapted.save_pretrained(tmp_path / "adapter")
     for name, found in (("wide", "hidden_size 32 (here 64)"), ("deep", "num_hidden_layers 3 (here 4)")):
-        other = I2VForVideoClassification.from_image_model(tmp_path / name, num_frames=4, id2label=LABELS)
+        other = video_model(name)
         message = logits_unchanged(
             other, clip_pixels, lambda other=other: PeftModel.from_pretrained(other, tmp_path / "adapter")
         )
@@ -465,8 +468,7 @@ def kept_for_backward(model, pixels) -> int:
     return sum(kept.values())
 
 
-@every
-@every_method
+@each_once
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_checkpointing_keeps_less_and_gives_the_same(method, backbone, use_reentrant, video_model, clip_pixels):
@@ -502,15 +504,27 @@ def assert_compiles_once(model, pixels):
     torch.testing.assert_close(logits, model(pixels + 2).logits)
 
 
-@every_method
-def test_compiles_once_in_training(method, video_model, clip_pixels):
-    """In inference: see `test_other_numbers_of_frames`."""
-    assert_compiles_once(adapt(video_model("shallow"), method).train(), clip_pixels)
+COMPILED = ["zeroi2v+st_adapter+inti+adaptformer+token_shift", "aim+frame2freq"]
+COMPILED += ["m_adapter", "attentive_probe", "step"]  # side branches go alone
 
 
-@every_method
-def test_exports(method, video_model, clip_pixels):
-    model = adapt(video_model("clip"), method)
+@pytest.mark.parametrize("methods", COMPILED)
+def test_compiles_once_in_training(methods, video_model, clip_pixels):
+    """Every method, as many in a graph as compose, for each costs seconds. In inference: see
+    `test_other_numbers_of_frames`, for those that compute there what they do not here."""
+    config = functools.reduce(operator.add, map(small_config, methods.split("+")))
+    model = randomize_adapter(get_peft_model(video_model("shallow"), config))
+    assert_compiles_once(model.train(), clip_pixels)
+
+
+def test_every_method_is_compiled():
+    parts = {"stdha", "linear_adapter"}  # of zeroi2v
+    assert {*"+".join(COMPILED).split("+")} | parts == CONFIGS.keys()
+
+
+def test_exports(video_model, clip_pixels):
+    """Every method of the package: see test_abilities.py."""
+    model = adapt(video_model("shallow"), "token_shift")
     finished = finish(model)
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     finished(clip_pixels)
@@ -539,8 +553,9 @@ def test_other_numbers_of_frames(method, video_model, clip_pixels, monkeypatch):
     with torch.no_grad():
         for pixels in (clip_pixels.repeat(1, 2, 1, 1, 1), clip_pixels[:, :2], clip_pixels.repeat(1, 2, 1, 1, 1)):
             assert torch.isfinite(model(pixels).logits).all()
-        assert_compiles_once(model, clip_pixels[:, :2].contiguous())
-    lengths = ["8 frames", "2 frames"] if CONFIGS[method].uses_temporal_embedding or method == "step" else []
+        lengths = ["8 frames", "2 frames"] if CONFIGS[method].uses_temporal_embedding or method == "step" else []
+        if lengths:
+            assert_compiles_once(model, clip_pixels[:, :2].contiguous())
     assert len(told) == len(lengths)
     assert all("interpolated linearly" in text and new in text for text, new in zip(told, lengths, strict=True))
 
@@ -605,7 +620,8 @@ class Clips(torch.utils.data.Dataset):
         return {"pixel_values": torch.randn(4, 3, 16, 16, generator=generator) + i % 3 - 1, "labels": i % 3}
 
 
-@every_method
+# the first trains most kinds of weights, the second none but the head; the others merge frames, and stand beside it
+@pytest.mark.parametrize("method", ["zeroi2v", "token_shift", "inti", "m_adapter"])
 def test_trainer(method, video_model, tmp_path):
     def trainer(**kwargs):
         arguments = TrainingArguments(

@@ -1,6 +1,8 @@
 """Somebody's own method, in a file of their own, lives as the methods of the package do (the tables of test_citizen.py
 and test_methods.py have them too)."""
 
+import copy
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,7 +12,9 @@ from types import ModuleType
 import pytest
 import torch
 from adaptformer import AdaptFormerConfig
+from load import load_adapter
 from peft import get_peft_model
+from processes import finish, start
 from safetensors.torch import save_file
 from tiny import randomize_adapter, tiny_image_model
 from token_shift import TokenShift, TokenShiftConfig
@@ -38,38 +42,39 @@ def base(tmp_path):
     return I2VForVideoClassification.from_image_model(tmp_path / "image", num_frames=4, num_labels=3)
 
 
-def run_load(*arguments) -> float:
-    done = subprocess.run(
-        [sys.executable, OUTSIDE / "load.py", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout)
-
-
 def test_each_is_one_short_file():
     for method in ("token_shift", "adaptformer"):
         assert len((OUTSIDE / f"{method}.py").read_text().splitlines()) < 60
 
 
-@pytest.mark.parametrize("method", CONFIGS)
-def test_it_travels(method, base, tmp_path):
+def test_they_travel(base, tmp_path):
     """An adapter loads in a new process that imports the file; a finished model where hf_i2v is not installed."""
-    pixels = torch.randn(2, 4, 3, 24, 24)
-    model = randomize_adapter(get_peft_model(base, CONFIGS[method]())).eval()
-    with torch.no_grad():
-        adapted = model(pixels).logits
-    save_file({"pixel_values": pixels, "logits": adapted}, tmp_path / "expected")
-    model.save_pretrained(tmp_path / "adapter")
-    module = "adaptformer" if method == "adaptformer" else "token_shift"
-    if method in ("token_shift", "adaptformer"):
-        assert run_load(tmp_path / "adapter", tmp_path / "expected", module) == 0
+    pixels, log, finished = torch.randn(2, 4, 3, 24, 24), tmp_path / "log", []
+    for method, config in CONFIGS.items():
+        folder, expected = tmp_path / method, tmp_path / f"{method} expected"
+        model = randomize_adapter(get_peft_model(copy.deepcopy(base), config())).eval()
+        with torch.no_grad():
+            adapted = model(pixels).logits
+        save_file({"pixel_values": pixels, "logits": adapted}, expected)
+        model.save_pretrained(folder / "adapter")
+        module = "adaptformer" if method == "adaptformer" else "token_shift"
+        if method == module:
+            finish(start(load_adapter, folder / "adapter", expected, module, log=log), log=log)
 
-    baked = model.base_model.bake().eval()
-    with torch.no_grad():
-        torch.testing.assert_close(baked(pixels).logits, adapted, atol=1e-5, rtol=1e-5)
-    baked.save_pretrained(tmp_path / "finished")
-    assert (tmp_path / "finished" / f"{module}.py").exists()
-    assert run_load(tmp_path / "finished", tmp_path / "expected") < 1e-5
+        baked = model.base_model.bake().eval()
+        with torch.no_grad():
+            torch.testing.assert_close(baked(pixels).logits, adapted, atol=1e-5, rtol=1e-5)
+        baked.save_pretrained(folder / "finished")
+        assert (folder / "finished" / f"{module}.py").exists()
+        finished += [folder / "finished", expected]
+    assert re.findall("difference (.*)", log.read_text()) == ["0.0", "0.0"]
+
+    done = subprocess.run(
+        [sys.executable, OUTSIDE / "load.py", *finished], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    differences = [float(number) for number in re.findall("difference (.*)", done.stdout)]
+    assert len(differences) == len(CONFIGS) and max(differences) < 1e-5
 
 
 def test_command_lines_and_cards_know_it(base, capsys):

@@ -11,7 +11,7 @@ from training import command_line, load_script, write_video_folders
 
 from hf_i2v.feature_cache import StaleCacheError
 
-LAST_BLOCK = ["layers_to_transform=[2]", "adapter_width=8"]
+LAST_BLOCK = ["layers_to_transform=[1]", "adapter_width=8"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def _fresh_accelerator():
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
-    tiny_image_model("clip").save_pretrained(folder / "image")
+    tiny_image_model("clip", num_hidden_layers=2).save_pretrained(folder / "image")
     write_video_folders(folder, train=3, validation=1)
     return {
         "model_name_or_path": folder / "image",

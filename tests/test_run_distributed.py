@@ -14,10 +14,11 @@ import torch
 import yaml
 from accelerate.commands import accelerate_cli
 from accelerate.commands.config.config_args import load_config_from_file
-from processes import finish, start
+from processes import StandBy, finish, start
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_image_model
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from training import EXAMPLES, ROOT, command_line, start_script, write_video_folders
 
 CONFIGS = EXAMPLES / "accelerate_configs"
@@ -79,10 +80,12 @@ def launch(config: str, argv: list[str], script: str, taken_port: socket.socket,
 
 
 def accelerate(command: list[str], more: dict[str, str]) -> None:
-    """The launcher has imported torch already. What it starts are new processes of Python."""
+    """The launcher has imported torch already, and so have the two processes that it starts."""
     os.setsid()
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     os.environ |= {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **more}
+    waiting = [StandBy(), StandBy()]
+    SubprocessHandler._popen = lambda self, args, environment: waiting.pop().popen(args, environment)
     sys.argv = ["accelerate", *command]
     accelerate_cli.main()
 

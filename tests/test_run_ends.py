@@ -33,7 +33,7 @@ def _fresh_accelerator():
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("ends")
-    tiny_image_model("clip").save_pretrained(place / "image")
+    tiny_image_model("clip", num_hidden_layers=1).save_pretrained(place / "image")
     size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
     CLIPImageProcessorPil(**size).save_pretrained(place / "image")
     write_video_folders(place / "videos", train=6, validation=2)

@@ -36,7 +36,7 @@ def _fresh_accelerator():
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("script")
-    tiny_image_model("clip").save_pretrained(place / "image")
+    tiny_image_model("clip", num_hidden_layers=2).save_pretrained(place / "image")
     write_video_folders(place / "videos", train=6, validation=2)
     return place
 
@@ -146,7 +146,7 @@ def test_every_epoch_is_saved_under_accumulation(script, arguments, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_base_in_half_precision_trains_in_float32(script, arguments, tmp_path, dtype):
-    tiny_image_model("clip").to(dtype).save_pretrained(tmp_path / "half")
+    tiny_image_model("clip", num_hidden_layers=2).to(dtype).save_pretrained(tmp_path / "half")
     args = script.parse_args(command_line(arguments | {"model_name_or_path": tmp_path / "half"}))
     assert {p.dtype for p in script.build_model(args, ["dark", "light"]).parameters()} == {torch.float32}
 
@@ -157,7 +157,7 @@ def test_tuners(script, arguments, tuner, tmp_path):
     folder = tmp_path / "run" / ("model" if tuner == "full" else "adapter")
     if tuner == "full":
         trained = I2VForVideoClassification.from_pretrained(folder).i2v.image_model.state_dict()
-        before = tiny_image_model("clip").state_dict()
+        before = tiny_image_model("clip", num_hidden_layers=2).state_dict()
         assert not all(torch.equal(before[key], trained[key]) for key in before)
     else:
         assert (folder / "adapter_model.safetensors").exists()
@@ -245,7 +245,7 @@ def test_push_to_hub(script, arguments, tmp_path, monkeypatch, caplog):
 
 
 def test_a_random_base_is_refused(script, arguments, place, tmp_path):
-    model = tiny_image_model("clip")
+    model = tiny_image_model("clip", num_hidden_layers=2)
     weights = {k: v for k, v in model.state_dict().items() if "layers.1.self_attn.q_proj" not in k}
     model.save_pretrained(tmp_path / "broken", state_dict=weights)
     broken = arguments | {"model_name_or_path": tmp_path / "broken"}
@@ -354,7 +354,7 @@ def test_a_folder_with_another_run_is_refused(script, arguments, tmp_path):
 def test_another_base_is_refused(script, arguments, tmp_path):
     """A checkpoint without the frozen weights fits these frozen weights only, wherever they lie."""
     script.main(command_line(arguments | {"checkpointing_steps": 1}))
-    other = tiny_image_model("clip")
+    other = tiny_image_model("clip", num_hidden_layers=2)
     other.save_pretrained(tmp_path / "moved")
     script.main(command_line(arguments | {"checkpointing_steps": 1, "model_name_or_path": tmp_path / "moved"}))
     other.embeddings.class_embedding.data.add_(1)

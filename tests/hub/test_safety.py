@@ -68,7 +68,7 @@ def artefact(tmp_path, model):
         ({"baked": [{"peft_type": "os.system", "command": "true"}]}, "is none of"),
         ({"num_frames": 0}, r"num_frames \(0\) must be >= 1"),
         ({"num_frames": -1}, r"num_frames \(-1\) must be >= 1"),
-        ({"time_offsets": [1] * 3_000_000}, "time_offsets is refused: 3000000 entries"),
+        ({"time_offsets": [1] * 300_000}, "time_offsets is refused: 300000 entries"),
         ({"time_offsets": ["x"]}, r"time_offsets \(\['x'\]\) of I2VConfig must be list\[int\]"),
         ({"time_offsets": [[0, 10**12]]}, r"time_offsets \(1000000000000\) is refused"),
         ({"temporal_embedding": 10**9}, r"temporal_embedding \(1000000000\) is refused"),
@@ -140,7 +140,7 @@ def adapter(tmp_path, model):
         ({"trained_on": {"video_model": {}}}, "cannot be loaded .KeyError: 'id2label'.. Its files are damaged"),
         ({"peft_type": "I2V_COMPOSED", "methods": [{"peft_type": "INTI", "context_width": 10**8}]}, "context_width"),
         ({"peft_type": "M_ADAPTER", "levels": [10**9]}, r"levels \(1000000000\) is refused"),
-        ({"peft_type": "STDHA", "time_offsets": [1] * 3_000_000}, "time_offsets is refused: 3000000 entries"),
+        ({"peft_type": "STDHA", "time_offsets": [1] * 300_000}, "time_offsets is refused: 300000 entries"),
     ],
 )
 def test_hostile_adapters(adapter, changes, message):
