@@ -27,8 +27,8 @@ from tqdm import tqdm
 from hf_i2v.archives import Parts, PartWriter, Streams, answer_columns, units_of, videos_per_unit
 from hf_i2v.archives.tables import FORMATS, write_bad_videos, write_events, write_table
 from hf_i2v.backbones import find_backbone
-from hf_i2v.data import Preprocessing, ReadLimits, eval_transform, videos_fingerprint
-from hf_i2v.data.archives import add_archive_arguments, archive_from_args
+from hf_i2v.data import Preprocessing, ReadLimits, eval_transform, videos_fingerprint, videos_from_args
+from hf_i2v.data.archives import add_archive_arguments, load_archive
 from hf_i2v.data.failures import FailureLog
 from hf_i2v.data.streamed import StreamBatches
 from hf_i2v.data.windowed import ArchiveBatch, ArchiveBatches, give_memory_back
@@ -187,9 +187,10 @@ def main(argv: list[str] | None = None) -> None:
     waits = InitProcessGroupKwargs(timeout=timedelta(days=30))  # for the process that has the longest file
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[waits])
     check_processes(accelerator)
-    videos = archive_from_args(args)
+    videos = videos_from_args(args, load_archive)
     model = load_model(args.model).requires_grad_(False)
-    if args.event_threshold and args.event_threshold * (min(args.top_k, model.config.num_labels - 1) + 1) <= 1:
+    are_left_out = args.top_k < model.config.num_labels
+    if args.event_threshold and are_left_out and args.event_threshold * (args.top_k + 1) <= 1:
         raise ValueError(
             f"a class may score --event_threshold ({args.event_threshold}) without being among the best --top_k "
             f"({args.top_k}); keep at least {int(1 / args.event_threshold)}"

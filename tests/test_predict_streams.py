@@ -1,4 +1,4 @@
-"""Windows of a causal model in `examples/predict_videos.py` are read off a stream, and equal the clip of all frames."""
+"""Windows of a causal model in `examples/predict_videos.py`: read off a stream, equal to the clip of all frames."""
 
 import json
 from pathlib import Path
