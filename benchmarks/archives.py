@@ -4,11 +4,13 @@
     python benchmarks/archives.py --videos folder --model my-video-model
 
 All classify the same files with the same model and the same number of frames spread over each video, in one process,
-in turns; imports and the loading of the model are left out. Peak memory is of processes of their own, each with one
+in turns; imports and the loading of the model are left out. CPU seconds are those of the process and its workers, and
+do not depend on what else the machine does. Peak memory is of processes of their own, each with one
 file, of 1/10 of --long_minutes and of --long_minutes. Writes `archives.md` beside this script.
 """
 
 import argparse
+import functools
 import itertools
 import os
 import re
@@ -140,21 +142,26 @@ def table(model: Path, found: list[str], num_videos: int, rounds: int, place: Pa
         for name, call in contenders(model, videos[number::rounds], place / f"round{number}").items():
             calls.setdefault(name, []).append(call)
     turns = {name: itertools.cycle(of_rounds) for name, of_rounds in calls.items()}
-    times = interleaved(
-        {name: lambda turn=turn: next(turn)() for name, turn in turns.items()}, rounds=rounds, warmup=0
-    )
+    cpu_seconds = dict.fromkeys(calls, 0.0)
+
+    def take_turn(name: str) -> None:
+        before = sum(os.times()[:4])  # also of workers, which have ended by then
+        next(turns[name])()
+        cpu_seconds[name] += sum(os.times()[:4]) - before
+
+    times = interleaved({name: functools.partial(take_turn, name) for name in calls}, rounds=rounds, warmup=0)
     ours = next(name for name in times if "predict_videos" in name)
     info = probe(found[0])
     lines = [
         f"{num_videos} files, the first of {info.num_frames} frames of {info.width} x {info.height} pixels; "
         f"{os.cpu_count()} cores, {rounds} rounds of {num_videos // rounds} files.",
         "",
-        "| | videos/s | predict_videos is so many times as fast | spread |",
-        "|---|---|---|---|",
+        "| | videos/s | predict_videos is so many times as fast | spread | CPU seconds a video |",
+        "|---|---|---|---|---|",
     ]
     for name, time in times.items():
-        speed = num_videos / rounds / time.median
-        lines.append(f"| {name} | {speed:.1f} | {time.over(times[ours]):.2f} | {time.spread:.2f} |")
+        speed, cpu = num_videos / rounds / time.median, cpu_seconds[name] / num_videos
+        lines.append(f"| {name} | {speed:.1f} | {time.over(times[ours]):.2f} | {time.spread:.2f} | {cpu:.3f} |")
     return [*lines, ""]
 
 

@@ -24,17 +24,19 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hf_i2v.archives import Parts, PartWriter, answer_columns, units_of, videos_per_unit
+from hf_i2v.archives import Parts, PartWriter, Streams, answer_columns, units_of, videos_per_unit
 from hf_i2v.archives.tables import FORMATS, write_bad_videos, write_events, write_table
-from hf_i2v.data import Preprocessing, ReadLimits, eval_transform, videos_fingerprint
-from hf_i2v.data.archives import add_archive_arguments, archive_from_args
+from hf_i2v.backbones import find_backbone
+from hf_i2v.data import Preprocessing, ReadLimits, eval_transform, videos_fingerprint, videos_from_args
+from hf_i2v.data.archives import add_archive_arguments, load_archive
 from hf_i2v.data.failures import FailureLog
-from hf_i2v.data.windowed import ArchiveBatch, ArchiveBatches, Windows, give_memory_back
+from hf_i2v.data.streamed import StreamBatches
+from hf_i2v.data.windowed import ArchiveBatch, ArchiveBatches, give_memory_back
+from hf_i2v.data.windows import Windows
 from hf_i2v.predict import load_model
 from hf_i2v.training.checkpoints import configuration_differences
 from hf_i2v.training.command import run_as_command
 from hf_i2v.training.distribution import check_processes
-from hf_i2v.training.evaluation import scores
 from hf_i2v.training.options import positive
 from hf_i2v.training.results import claim, read_json
 from hf_i2v.training.state import frozen_fingerprint
@@ -53,6 +55,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # a row
     add("--window", type=float, help="seconds; a row is a window of a video, without it a whole video")
     add("--stride", type=float, help="seconds from one window to the next; default: --window")
+    add(
+        "--frame_stride", type=positive, help="a causal model takes every frame of this distance; see docs/archives.md"
+    )
     add("--top_k", type=positive, default=5, help="classes of a row, best first")
     add("--features", action="store_true", help="embeddings instead of classes")
     add("--event_threshold", type=float, help="make events of windows in a row that score a class as high or higher")
@@ -75,10 +80,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     if args.stride is not None and args.window is None:
         parser.error("--stride needs --window, the length of a window in seconds")
-    if args.window is not None:
-        args.stride = args.window if args.stride is None else args.stride
-        if min(args.window, args.stride) <= 0:
-            parser.error(f"--window ({args.window}) and --stride ({args.stride}) are seconds and must be above 0")
+    if args.frame_stride is not None and args.window is None:
+        parser.error("--frame_stride needs --window: only windows are read off a stream of frames")
+    if args.window is not None and args.stride is None:
+        args.stride = args.window
     if args.event_threshold is not None:
         if args.window is None or args.features:
             parser.error("--event_threshold makes events of the classes of windows: give --window, no --features")
@@ -106,12 +111,23 @@ def schema_of(args: argparse.Namespace, model: nn.Module, videos: Dataset) -> pa
 
 
 @torch.inference_mode()
-def answers(args: argparse.Namespace, model: nn.Module, pixels_BTChw: torch.Tensor) -> dict[str, list]:
+def answers(
+    args: argparse.Namespace,
+    model: nn.Module,
+    batch: ArchiveBatch,
+    pixels_BTChw: torch.Tensor,
+    streams: Streams | None,
+) -> dict[str, list]:
     """The columns of a batch that the model fills."""
+    if streams is not None:
+        answer_BX = streams.answers(batch, pixels_BTChw)
+    elif args.features:
+        answer_BX = model.i2v(pixels_BTChw, prefix_only=True).pooler_output
+    else:
+        answer_BX = model(pixels_BTChw).logits
     if args.features:
-        feature_BD = model.i2v(pixels_BTChw, prefix_only=True).pooler_output
-        return {"feature": list(feature_BD.float().cpu().numpy())}
-    score_BK = scores(model, pixels_BTChw)
+        return {"feature": list(answer_BX.float().cpu().numpy())}
+    score_BK = answer_BX.float().softmax(-1)
     best = score_BK.topk(min(args.top_k, score_BK.shape[1]))
     columns = {}
     for place, (class_B, best_B) in enumerate(zip(best.indices.T.tolist(), best.values.T.tolist(), strict=True), 1):
@@ -138,25 +154,43 @@ def identity(args: argparse.Namespace, model: nn.Module, videos: Dataset) -> dic
     per_unit = videos_per_unit(len(videos), args.batch_size if args.window is None else 1)
     if record.exists():  # the parts in the folder say what is done by these units
         per_unit = read_json(record, "It says which run the folder holds").get("videos_per_unit", per_unit)
-    options = {name: getattr(args, name) for name in ("window", "stride", "features", "dtype")}
+    options = {name: getattr(args, name) for name in ("window", "stride", "frame_stride", "features", "dtype")}
     return {
         **options,
         "top_k": None if args.features else min(args.top_k, model.config.num_labels),
         "num_frames": model.config.num_frames,
+        "streamed": streamed(args, model) or None,
         "weights": frozen_fingerprint(model),
         "videos": videos_fingerprint(videos),
         "videos_per_unit": per_unit,
     }
 
 
+def streamed(args: argparse.Namespace, model: nn.Module) -> bool:
+    """Whether windows are read off the stream of a causal model.
+
+    Raises:
+        ValueError: a distance of frames for a model that takes clips.
+    """
+    is_causal = find_backbone(model).model.working_last_frames() is not None
+    if args.frame_stride is not None and not is_causal:
+        raise ValueError(
+            f"--frame_stride ({args.frame_stride}) says which frames a causal model takes, one by one, but "
+            f"{args.model} is not causal: it sees clips that are spread over each window. Leave it out."
+        )
+    return is_causal and args.window is not None
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    windows = None if args.window is None else Windows(args.window, args.stride)
     waits = InitProcessGroupKwargs(timeout=timedelta(days=30))  # for the process that has the longest file
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[waits])
     check_processes(accelerator)
-    videos = archive_from_args(args)
+    videos = videos_from_args(args, load_archive)
     model = load_model(args.model).requires_grad_(False)
-    if args.event_threshold and args.event_threshold * (min(args.top_k, model.config.num_labels - 1) + 1) <= 1:
+    are_left_out = args.top_k < model.config.num_labels
+    if args.event_threshold and are_left_out and args.event_threshold * (args.top_k + 1) <= 1:
         raise ValueError(
             f"a class may score --event_threshold ({args.event_threshold}) without being among the best --top_k "
             f"({args.top_k}); keep at least {int(1 / args.event_threshold)}"
@@ -174,17 +208,19 @@ def main(argv: list[str] | None = None) -> None:
     left = sum(unit.stop - unit.place.video for unit in units)
     accelerator.print(f"{len(videos)} videos" + (f", going on with the {left} that are left" * (left < len(videos))))
 
+    options = {
+        "num_frames": model.config.num_frames,
+        "transform": transform,
+        "windows": windows,
+        "batch_size": args.batch_size,
+        "skip_bad": args.on_bad_video == "skip",
+        "limits": ReadLimits(seconds=args.video_timeout),
+    }
     own = units[accelerator.process_index :: accelerator.num_processes]
-    batches = ArchiveBatches(
-        videos,
-        own,
-        num_frames=model.config.num_frames,
-        transform=transform,
-        windows=None if args.window is None else Windows(args.window, args.stride),
-        batch_size=args.batch_size,
-        skip_bad=args.on_bad_video == "skip",
-        limits=ReadLimits(seconds=args.video_timeout),
-    )
+    if streamed(args, model):
+        batches = StreamBatches(videos, own, frame_stride=args.frame_stride, **options)
+    else:
+        batches = ArchiveBatches(videos, own, **options)
     predict(args, accelerator, model.to(accelerator.device, getattr(torch, args.dtype)), batches, parts)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -212,6 +248,7 @@ def predict(
         pin_memory=accelerator.device.type == "cuda",
         in_order=False,  # every batch says what it is
     )
+    streams = Streams(model.i2v if args.features else model) if isinstance(batches, StreamBatches) else None
     total = sum(unit.stop - unit.place.video for unit in batches.units)
     with tqdm(total=total, unit="video", disable=not accelerator.is_local_main_process) as progress:
         for batch in loader:
@@ -219,7 +256,8 @@ def predict(
             if batch.pixels_BTChw is not None:
                 pixels_BTChw = batch.pixels_BTChw.to(accelerator.device, non_blocking=True)
                 pixels_BTChw = batches.transform.normalize(pixels_BTChw).to(model.dtype)
-                rows = rows_of(batch, answers(args, model, pixels_BTChw), videos, parts.schema)
+                columns = answers(args, model, batch, pixels_BTChw, streams)
+                rows = rows_of(batch, columns, videos, parts.schema) if batch.windows else None
             writer.add(batch.unit, rows, batch.bad, batch.next)
             progress.update(batch.videos_done)
             failures.record(batch.bad)

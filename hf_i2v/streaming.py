@@ -95,9 +95,15 @@ def check_step(frames: torch.Tensor, state: StreamState, model: nn.Module) -> No
         raise ValueError("The state is of another model. Make one with this model's new_stream(batch_size=S).")
     shape, expected = tuple(frames.shape), (state.batch_size, *state.frame_shape)
     if frames.ndim != 4 or shape[1:] != expected[1:]:
+        is_other_size = frames.ndim == 4 and shape[1] == expected[1]
+        advice = (
+            f"For frames of another size make a state with new_stream(batch_size={shape[0]}, image_size={shape[2:]})."
+            if is_other_size
+            else f"The {expected[1]} channels come second; a clip (S, T, C, h, w) goes through step frame by frame."
+        )
         raise ValueError(
             f"frames are {shape}, but the streams take frames (S, C, h, w) of {expected}: one frame of each stream. "
-            "For frames of another size make a state with new_stream(batch_size=S, image_size=(h, w))."
+            + advice
         )
     if shape[0] != state.batch_size:
         raise ValueError(

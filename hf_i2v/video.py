@@ -207,7 +207,9 @@ class VideoBackbone(Swapped):
         with working_on(num_frames, pooling, prefix_only, passage, last_frames, step):
             run = super().forward if branch is None else self._forward_without_graph
             outputs = run(pixel_values, *args, **kwargs, return_dict=True)
-        feature_MD = frame_feature(outputs, has_cls=self.num_prefix_tokens > 0)
+            feature_BD = frame_feature(outputs, has_cls=self.num_prefix_tokens > 0)
+            if pooling == "after_norm":  # otherwise the final norm has taken the mean
+                feature_BD = mean_over_frames(feature_BD)
         levels = None
         if branch is not None:
             levels_LMPD = self._read(branch, passage)
@@ -219,10 +221,7 @@ class VideoBackbone(Swapped):
             for key, value in outputs.items()
         }
         outputs = BaseModelOutputWithPooling(**values)
-        if step is not None and pooling == "after_norm":
-            outputs.pooler_output = step.mean_of_last(last_frames, "pooling", feature_MD)
-        else:
-            outputs.pooler_output = mean_of_last(unfold(feature_MD, num_clips), last_frames)
+        outputs.pooler_output = feature_BD
         if self.nested:  # a head around the vision model reads tokens as those of an image, (B, N, D)
             outputs.last_hidden_state = mean_of_last(outputs.last_hidden_state, last_frames)
         return outputs, levels

@@ -22,7 +22,7 @@ from hf_i2v.archives import events_of
 from hf_i2v.data import Preprocessing, TooManyBadVideosError, VideoDecodeError, decode_frames, eval_transform
 from hf_i2v.data.archives import load_archive
 from hf_i2v.data.decode import VideoReader
-from hf_i2v.data.windows import windows_of
+from hf_i2v.data.windows import Windows, windows_of
 
 LABELS = {0: "=left", 1: "right", 2: "up"}
 RATE = 8
@@ -155,15 +155,15 @@ def test_one_decode_serves_all_windows(place, tmp_path, monkeypatch):
     monkeypatch.setattr(VideoReader, "_to_rgb", lambda self, *args: shown.append(1) or convert(self, *args))
     rows = predict(place, tmp_path / "out", videos=tmp_path / "videos", window=2.0, stride=0.43, batch_size=4)
     times = [i / RATE for i in range(LONG)]
-    windows = list(windows_of(times, window=2.0, stride=0.43, num_frames=4))
+    windows = list(windows_of(times, Windows(2.0, 0.43), num_frames=4))
     assert len(rows) == len(windows) == 26
     assert 50 < len(decoded) == len(set(decoded)) <= LONG
     assert len(shown) == len({number for window in windows for number in window.frames}) < 4 * len(windows)
 
 
 def test_windows_of_odd_times():
-    def of(times, **options):
-        found = windows_of(times, **{"num_frames": 2, "window": 1.0, "stride": 1.0, **options})
+    def of(times, window=1.0, stride=1.0, **options):
+        found = windows_of(times, Windows(window, stride), num_frames=2, **options)
         return [(round(one.start, 6), round(one.end, 6), one.frames) for one in found]
 
     assert of([0.0]) == [(0.0, 0.0, [0, 0])]
@@ -381,9 +381,11 @@ def test_what_cannot_be_asked_for(place, tmp_path, capsys):
         predict(place, tmp_path / "out", window=2.0, stride=2.0)
     with pytest.raises(ValueError, match=r"without being among the best --top_k \(1\); keep at least 2"):
         predict(place, tmp_path / "events", window=2.0, event_threshold=0.4, top_k=1)
+    with pytest.raises(ValueError, match=r"window \(0.0\) and stride \(0.0\) .* must be above 0"):
+        predict(place, tmp_path / "none", window=0.0)
     for options, message in {
         ("--stride", "1"): "--stride needs --window",
-        ("--window", "0"): "must be above 0",
+        ("--frame_stride", "1"): "--frame_stride needs --window",
         ("--event_threshold", "0.5"): "give --window, no --features",
         ("--window", "1", "--event_threshold", "2"): r"must be a score in (0, 1]",
         ("--min_event_length", "1"): "needs --event_threshold",

@@ -1,7 +1,6 @@
 """Videos to predict: the sources of training, but nobody has to know a label, a split or a class folder."""
 
 import argparse
-import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,7 @@ def _videos_beside(folder: Path) -> list[str]:
 
 
 def add_archive_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of a script for every argument of `load_archive`; see `archive_from_args`."""
+    """Flags of a script for every argument of `load_archive`, for `videos_from_args(args, load_archive)`."""
     group = parser.add_argument_group("videos", "one of --videos and --dataset_name")
     add = group.add_argument
     add("--videos", help="folder of videos at any depth or of tar or parquet shards, a list (txt, csv), or one video")
@@ -124,8 +123,3 @@ def add_archive_arguments(parser: argparse.ArgumentParser) -> None:
     add("--video_dir", help="folder that the paths in a list are relative to")
     add("--video_column_name", default="video", help="column of the videos")
     add("--exclude", help="list of bad videos to leave out, such as bad_videos.jsonl of an earlier run")
-
-
-def archive_from_args(args: argparse.Namespace) -> Dataset:
-    """`load_archive` with the flags of `add_archive_arguments`."""
-    return load_archive(**{name: getattr(args, name) for name in inspect.signature(load_archive).parameters})

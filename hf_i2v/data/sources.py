@@ -157,9 +157,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--exclude", help="list of bad videos to leave out, such as bad_videos.jsonl of examples/check_videos.py")
 
 
-def videos_from_args(args: argparse.Namespace) -> DatasetDict:
-    """`load_videos` with the flags of `add_data_arguments`."""
-    return load_videos(**{name: getattr(args, name) for name in inspect.signature(load_videos).parameters})
+def videos_from_args(args: argparse.Namespace, load: Callable[..., Any] = load_videos) -> Any:
+    """`load_videos` with the flags of `add_data_arguments`; or another function with flags for all its arguments."""
+    return load(**{name: getattr(args, name) for name in inspect.signature(load).parameters})
 
 
 def _splits(train: Any, validation: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .media import DEFAULT_LIMITS, ReadLimits, VideoDecodeError
 from .references import open_video
 from .sampling import uniform_indices
 from .transforms import ClipTransform
-from .windows import Window, windows_of
+from .windows import Window, Windows, windows_of
 
 # A file with more is read twice, for its table of packets and for its frames: memory does not grow with it.
 _HELD_BYTES = 8 * 2**20
@@ -45,18 +45,6 @@ class Unit:
     stop: int
 
 
-@dataclass(frozen=True)
-class Windows:
-    """How long a window is and how far apart they are, in seconds."""
-
-    window: float
-    stride: float
-
-    def __post_init__(self):
-        if not (self.window > 0 and self.stride > 0):
-            raise ValueError(f"window ({self.window}) and stride ({self.stride}) are seconds and must be above 0")
-
-
 @dataclass
 class ArchiveBatch:
     """Clips of a unit, and what was learned on the way to them.
@@ -76,6 +64,17 @@ class ArchiveBatch:
     bad: list[dict[str, Any]]
     next: Place | None
     videos_done: int
+
+
+def times_between(reader, start: float | None, end: float | None) -> list[float]:
+    """When each frame of a video is shown.
+
+    Raises:
+        VideoDecodeError: there are no times, or no frame between start and end.
+    """
+    if start is not None or end is not None:
+        frames_between(reader, start, end)
+    return reader.times()
 
 
 def give_memory_back() -> None:
@@ -143,11 +142,7 @@ class ArchiveBatches(IterableDataset):
                         yield ArchiveBatch(unit.number, windows, torch.stack(clips), bad, Place(index, number), done)
                         windows, clips, bad, done = [], [], [], 0
             except VideoDecodeError as error:
-                if not self.skip_bad:
-                    raise
-                self._root = common_folder(self.videos) if self._root is None else self._root
-                reason = f"{error} ({number} windows before that could be read)" if number else str(error)
-                bad.append(bad_video(row, index, reason, self._root))
+                bad.append(self._bad(index, error, number))
             done += 1
         yield ArchiveBatch(unit.number, windows, torch.stack(clips) if clips else None, bad, None, done)
 
@@ -159,19 +154,9 @@ class ArchiveBatches(IterableDataset):
                 if skip == 0:
                     yield start, end, self._whole(reader, start, end)
                 return
-            if start is not None or end is not None:
-                frames_between(reader, start, end)  # says what is wrong, if there is no frame
-            windows = list(
-                windows_of(
-                    reader.times(),
-                    window=self.windows.window,
-                    stride=self.windows.stride,
-                    num_frames=self.num_frames,
-                    start=start,
-                    end=end,
-                )
-            )[skip:]
-            yield from self._one_pass(reader, windows)
+            times = times_between(reader, start, end)
+            windows = windows_of(times, self.windows, num_frames=self.num_frames, start=start, end=end)
+            yield from self._one_pass(reader, list(windows)[skip:])
 
     def _whole(self, reader, start: float | None, end: float | None) -> torch.Tensor:
         first, num_video_frames = 0, reader.num_frames
@@ -190,6 +175,14 @@ class ArchiveBatches(IterableDataset):
                 kept[number] = self._pixels(frame_Chw[None])[0]
             yield window.start, window.end, torch.stack([kept[number] for number in window.frames])
             kept = {number: frame_Chw for number, frame_Chw in kept.items() if number >= window.frames[0]}
+
+    def _bad(self, index: int, error: VideoDecodeError, num_windows: int) -> dict[str, Any]:
+        """A bad video, of which so many windows could be read; without `skip_bad` the error is raised."""
+        if not self.skip_bad:
+            raise error
+        self._root = common_folder(self.videos) if self._root is None else self._root
+        reason = f"{error} ({num_windows} windows before that could be read)" if num_windows else str(error)
+        return bad_video(self.videos[index], index, reason, self._root)
 
     def _pixels(self, frames_TChw: torch.Tensor) -> torch.Tensor:
         return self.transform.uint8(frames_TChw, None, is_flipped=False)
