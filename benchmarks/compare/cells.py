@@ -15,7 +15,6 @@ from unittest import mock
 
 ROOT = Path(__file__).parents[2]
 RECIPE = {
-    "num_frames": 4,
     "per_device_train_batch_size": 8,
     "crop_scale": (0.7, 1.0),
     "flip": 0.5,
@@ -86,21 +85,23 @@ class Task:
         folder: below the folder of the videos.
         clips_seen: the budget of every method.
         shots: videos of each class to train on; None: all.
+        num_frames: of a clip.
     """
 
     title: str
     folder: str
     clips_seen: int
     shots: int | None = None
+    num_frames: int = 4
 
 
 TASKS = {
     "getup": Task("stand up or lie down: 2 classes, 600 videos", "getup", 1600),
     "order": Task("6 motions forwards and backwards: 12 classes, 720 videos", "order", 4800),
     "actions": Task("15 actions: 600 videos", "actions", 2400),
-    "getup_small": Task("stand up or lie down: 96 videos", "getup", 4800, shots=48),
-    "order_16": Task("6 motions forwards and backwards: 16 videos a class", "order", 4800, shots=16),
-    "order_4": Task("6 motions forwards and backwards: 4 videos a class", "order", 2400, shots=4),
+    "getup_small": Task("stand up or lie down: 96 videos", "getup", 4800, shots=48, num_frames=8),
+    "order_16": Task("6 motions forwards and backwards: 16 videos a class", "order", 4800, shots=16, num_frames=8),
+    "order_4": Task("6 motions forwards and backwards: 4 videos a class", "order", 2400, shots=4, num_frames=8),
 }
 
 
@@ -125,6 +126,7 @@ def command(cell: Cell, model: Path, videos: Path, output_dir: Path, *, learning
         "model_name_or_path": model,
         "train_dir": videos / task.folder / "train",
         "output_dir": output_dir,
+        "num_frames": task.num_frames,
         "learning_rate": learning_rate,
         "max_train_steps": clips // RECIPE["per_device_train_batch_size"],
         "seed": cell.seed,

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from cells import METHODS, RECIPE, TASKS, Cell, command, train
+from cells import METHODS, TASKS, Cell, command, train
 from controls import accuracies, batches_of
 from linear_fit import features, fit
 from tqdm import tqdm
@@ -32,11 +32,11 @@ RESULTS = Path(__file__).parent / "results"
 HELD_OUT = 0.2  # of the training videos, for the sweep
 
 
-def clips_of(folder: Path, model: Path) -> VideoClips:
+def clips_of(folder: Path, model: Path, num_frames: int) -> VideoClips:
     """The clips of a class folder, cropped as in evaluation."""
     transform = eval_transform(**dataclasses.asdict(preprocessing_from_pretrained(model)))
     videos = load_video_folder(folder)["train"]
-    return VideoClips(videos, num_frames=RECIPE["num_frames"], transform=transform, train=False)
+    return VideoClips(videos, num_frames=num_frames, transform=transform, train=False)
 
 
 def learning_rate(cell: Cell, args: argparse.Namespace, work: Path) -> float:
@@ -82,7 +82,7 @@ def trained_cell(cell: Cell, args: argparse.Namespace, validation) -> dict:
 
 def fitted_cell(cell: Cell, args: argparse.Namespace, validation) -> dict:
     task = TASKS[cell.task]
-    clips = clips_of(args.videos / task.folder / "train", args.model)
+    clips = clips_of(args.videos / task.folder / "train", args.model, task.num_frames)
     if task.shots:
         clips.dataset = few_shot(clips.dataset, task.shots, cell.seed)
     x_NF, labels_N = features(str(args.model), batches_of(clips, 16))
@@ -115,7 +115,8 @@ def main() -> None:
     validation = {}
     for cell in tqdm(missing, unit="cell"):
         if cell.task not in validation:
-            clips = clips_of(args.videos / TASKS[cell.task].folder / "validation", args.model)
+            task = TASKS[cell.task]
+            clips = clips_of(args.videos / task.folder / "validation", args.model, task.num_frames)
             validation = {cell.task: list(batches_of(clips, 16))}
         run = trained_cell if METHODS[cell.method].options else fitted_cell
         (RESULTS / cell.task).mkdir(parents=True, exist_ok=True)
