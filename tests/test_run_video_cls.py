@@ -172,10 +172,10 @@ def test_optimiser_groups(script, arguments):
         for group in script.build_optimizer(args, model).param_groups
     }
     assert all("classifier" in name for name in groups[(0.5, 0.1)] | groups[(0.5, 0.0)])
-    assert all(name.endswith("weight") for name in groups[(1e-3, 0.1)])
-    assert any(".temporal." in name for name in groups[(1e-3, 0.0)])
-    assert not any(".temporal." in name for name in groups[(1e-3, 0.1)])
-    assert all(".temporal." in n or "bias" in n or "norm" in n for n in groups[(1e-3, 0.0)])
+    assert all(name.endswith("weight") for name in groups[(3e-4, 0.1)])
+    assert any(".temporal." in name for name in groups[(3e-4, 0.0)])
+    assert not any(".temporal." in name for name in groups[(3e-4, 0.1)])
+    assert all(".temporal." in n or "bias" in n or "norm" in n for n in groups[(3e-4, 0.0)])
     assert sum(map(len, groups.values())) == sum(p.requires_grad for p in model.parameters())
 
 
