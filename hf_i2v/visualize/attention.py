@@ -8,6 +8,7 @@ Shape suffixes as everywhere, and P patch, r row and c column of patches, X x an
 """
 
 import copy
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from ..backbones import grid_side
 from ..methods.stdha import TimeShift
 from .clip import Clip, read_clip, video_backbone
-from .pictures import HEAT, colour_bar, heat, mark, sheet, show
+from .pictures import colour_bar, heat, mark, sheet, show
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,15 @@ class AttentionOverTime:
         attention of its heads."""
         t = self.frame if step is None else step
         offsets = sorted(set(self.offsets_H))
-        largest = self._mean_over_heads(offsets).max().item()
-        title = f"Where the marked patch of frame {t} looks, in block {self.block}"
-        figure, axes = sheet(len(offsets), title)
+        largest_T = self._mean_over_heads(offsets).amax((1, 2, 3))
+        largest = float(largest_T[t] if step is None else largest_T.median())  # one scale for all steps
+        title = f"Where the framed patch of frame {t} looks (block {self.block})"
+        figure, axes = sheet(len(offsets), title, title_lines=2)
         for offset, panel in zip(offsets, axes, strict=True):
             source = t + offset if 0 <= t + offset < self.num_steps else t
             heads = self.offsets_H.count(offset)
             show(panel, self.pictures_TChw[source])
-            drawn = heat(panel, self._mean_over_heads([offset])[t, 0], HEAT, largest)
+            drawn = heat(panel, self._mean_over_heads([offset])[t, 0], largest)
             mark(panel, self.positions_TX[t], len(self.weights_THrc[0, 0]), here=source == t)
             panel.set_title(f"{_frame_name(offset, source, t)}\n{heads} of {len(self.offsets_H)} heads")
         colour_bar(figure, drawn, "share of the attention on a patch")
@@ -133,6 +135,7 @@ def attention_over_time(
     weights_THNP = weights_MHNN.float().cpu()[..., backbone.num_prefix_tokens :]
     side = grid_side(weights_THNP.shape[-1])
     motion_TP = _motion(clip, side)
+    most = 1 + int(motion_TP[1:-1].amax(1).argmax()) if T > 2 else 0  # of the frames that have two beside them
     if position is None:
         patch_T = motion_TP.argmax(1)
     else:
@@ -143,7 +146,7 @@ def attention_over_time(
     return AttentionOverTime(
         pictures_TChw=clip.pictures_TChw,
         block=block,
-        frame=int(motion_TP.amax(1).argmax()) if frame is None else frame,
+        frame=most if frame is None else frame,
         positions_TX=(torch.stack((patch_T % side, patch_T // side), dim=1) + 0.5) / side,
         offsets_H=offsets,
         weights_THrc=weights_THP.unflatten(2, (side, side)),
@@ -181,7 +184,8 @@ def _eager(attention: nn.Module) -> Iterator[None]:
 
 
 def _motion(clip: Clip, side: int) -> torch.Tensor:
-    """How much each patch differs from both frames beside it, (T, P): a thing that moves, where it is now."""
+    """How much each patch differs from both frames beside it, (T, P): what moves, where it is now."""
     pixels_TChw = clip.pixels_BTChw[0].float().cpu()
-    change_Thw = F.pad((pixels_TChw[1:] - pixels_TChw[:-1]).abs().mean(1), (0, 0, 0, 0, 1, 1), value=0)
+    change_Thw = (pixels_TChw[1:] - pixels_TChw[:-1]).abs().mean(1)
+    change_Thw = F.pad(change_Thw, (0, 0, 0, 0, 1, 1), value=math.inf)  # the ends have one frame beside them
     return F.adaptive_avg_pool2d(torch.minimum(change_Thw[1:], change_Thw[:-1]), side).flatten(1)

@@ -52,19 +52,19 @@ class Evidence:
             logits_TK.softmax(-1)[:, best].repeat_interleave(merged).numpy()
             for logits_TK in (self.alone_TK, self.so_far_TK)
         )
-        figure = Figure(figsize=(WIDTH, 3.9 if step is None else 3.2), dpi=DPI)
+        figure = Figure(figsize=(WIDTH, 4 if step is None else 3.2), dpi=DPI)
         fonts = fonts_for([self.labels[best]])[self.labels[best]]
         name = self.labels[best] if fonts else f"class {best}"
-        answer = f"{name}: {100 * so_far_T[-1]:.0f} %"
+        answer = f"The answer: {name}, {100 * so_far_T[-1]:.0f} %"
         figure.suptitle(answer, fontsize=14, fontfamily=fonts or ["DejaVu Sans"], parse_math=False)
         if step is None:
-            _film(figure.add_axes((0.09, 0.66, 0.89, 0.23)), self.pictures_TChw)
-            _curves(figure.add_axes((0.09, 0.13, 0.89, 0.51)), alone_T, so_far_T, len(self.labels), self.num_steps)
+            _film(figure.add_axes((0.09, 0.67, 0.89, 0.22)), self.pictures_TChw)
+            _curves(figure.add_axes((0.09, 0.19, 0.89, 0.46)), alone_T, so_far_T, len(self.labels), self.num_steps)
         else:
             picture = figure.add_axes((0.01, 0.04, 0.32, 0.8))
             picture.imshow(self.pictures_TChw[step].permute(1, 2, 0))
             picture.set_axis_off()
-            _curves(figure.add_axes((0.43, 0.16, 0.55, 0.68)), alone_T, so_far_T, len(self.labels), step + 1)
+            _curves(figure.add_axes((0.43, 0.25, 0.55, 0.6)), alone_T, so_far_T, len(self.labels), step + 1)
         return figure
 
 
@@ -85,12 +85,13 @@ def _curves(axes, alone_T: np.ndarray, so_far_T: np.ndarray, num_classes: int, u
     T, frames = len(alone_T), range(until)
     axes.bar(frames, alone_T[:until], width=0.7, color="#9ecae1", label="this frame alone")
     axes.plot(frames, so_far_T[:until], color="#d94801", marker="o", linewidth=2.5, label="mean of the frames so far")
-    axes.axhline(1 / num_classes, color="0.4", linestyle="--", linewidth=1, label="chance")
-    axes.set(xlim=(-0.5, T - 0.5), ylim=(0, 1.05), xlabel="frame", ylabel="probability")
+    axes.axhline(1 / num_classes, color="0.4", linestyle="--", linewidth=1)
+    axes.text(T - 0.45, 1 / num_classes, "chance", color="0.4", fontsize=9, va="bottom", ha="right")
+    axes.set(xlim=(-0.5, T - 0.5), ylim=(0, 1.05), xlabel="frame", ylabel="its probability")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", framealpha=0.9, fontsize=9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
 
 
 @torch.no_grad()

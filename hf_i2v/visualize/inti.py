@@ -12,7 +12,7 @@ from torch import nn
 from ..backbones import grid_side
 from ..methods.inti import InTI
 from .clip import read_clip, video_backbone
-from .pictures import BALANCE, colour_bar, heat, sheet, show
+from .pictures import balance, colour_bar, sheet, show
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class InTIWeights:
     def figure(self, step: int | None = None):
         """A matplotlib figure of pair `step`, one frame beside the other; None: of all pairs, one frame above the
         other."""
-        # at least a tenth, so that noise around plain averaging does not look like a choice
+        # not less than 5 %, so that noise around plain averaging does not look like a choice
         reach = max((self.weights_Trc - 0.5).abs().max().item(), 0.05)
-        title = f"Which frame of a pair InTI takes, before block {self.block}"
+        title = f"How much of each frame InTI merges into its pair (before block {self.block})"
         if step is None:
             first = range(0, 2 * self.num_steps, 2)
             figure, axes = sheet(2 * self.num_steps, title, columns=self.num_steps)
@@ -49,7 +49,7 @@ class InTIWeights:
             frames = [2 * step, 2 * step + 1]
         for t, panel in zip(frames, axes, strict=True):
             show(panel, self.pictures_TChw[t])
-            drawn = heat(panel, self.weights_Trc[t], BALANCE, 0.5 + reach, 0.5 - reach)
+            drawn = balance(panel, self.weights_Trc[t], reach)
             panel.set_title(f"frame {t}")
         colour_bar(figure, drawn, "weight of the frame (50 %: both alike)")
         return figure

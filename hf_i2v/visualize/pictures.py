@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 SUFFIXES = (".png", ".gif", ".mp4")
+STILL_COLOURS, MOVING_COLOURS = 255, 96  # of .png and .gif, which are three times as large with all of them
 WIDTH, DPI = 8.0, 100  # inches, pixels an inch: 800 pixels, as wide as a README
-HEAT, BALANCE = "inferno", "PuOr"  # from nothing to much; from less than half to more
 IN_SQUARE = {"extent": (0, 1, 1, 0)}  # x and y from 0 to 1, y downwards
 
 
@@ -43,11 +43,11 @@ def save(seen: Drawable, path: str | os.PathLike, *, fps: float = 2.0) -> None:
     if not 0 < fps <= 50:
         raise ValueError(f"fps ({fps}) must be above 0 and at most 50")
     if suffix == ".png":
-        _few_colours(as_picture(seen.figure())).save(path, optimize=True)
+        _few_colours(as_picture(seen.figure()), STILL_COLOURS).save(path, optimize=True)
         return
     pictures = (as_picture(seen.figure(step)) for step in range(seen.num_steps))
     if suffix == ".gif":
-        first, *others = map(_few_colours, pictures)
+        first, *others = (_few_colours(picture, MOVING_COLOURS) for picture in pictures)
         first.save(path, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
     else:
         _write_mp4(pictures, path, fps)
@@ -76,9 +76,8 @@ def as_picture(figure) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(rgb_hwC[:height, :width]))
 
 
-def _few_colours(picture: Image.Image) -> Image.Image:
-    """A third of the bytes, without a difference that is seen."""
-    return picture.quantize(255, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+def _few_colours(picture: Image.Image, number: int) -> Image.Image:
+    return picture.quantize(number, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
 
 
 def _write_mp4(pictures: Iterator[Image.Image], path: str | os.PathLike, fps: float) -> None:
@@ -93,13 +92,14 @@ def _write_mp4(pictures: Iterator[Image.Image], path: str | os.PathLike, fps: fl
         container.mux(stream.encode())
 
 
-def sheet(num_panels: int, title: str, columns: int | None = None):
-    """A figure with square panels, row by row."""
+def sheet(num_panels: int, title: str, *, columns: int | None = None, title_lines: int = 1):
+    """A figure with square panels, row by row, each with a title of so many lines."""
     from matplotlib.figure import Figure
 
     columns = columns or min(num_panels, 3)
     rows = -(-num_panels // columns)
-    figure = Figure(figsize=(WIDTH, 1.1 + rows * (WIDTH - 1) / columns), dpi=DPI, layout="constrained")
+    height = 0.4 + rows * (0.25 * title_lines + (WIDTH - 1.1) / columns)  # square panels beside a bar
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel in axes:
         panel.set_axis_off()
@@ -108,17 +108,24 @@ def sheet(num_panels: int, title: str, columns: int | None = None):
 
 
 def show(axes, picture_Chw: torch.Tensor) -> None:
-    """A picture in grey, so that the colours on it are read."""
+    """A picture in dark grey, on which colours shine."""
     grey_hw = picture_Chw.float().mean(0).numpy()
-    axes.imshow(grey_hw, cmap="gray", vmin=0, vmax=255, **IN_SQUARE)
+    axes.imshow(grey_hw, cmap="gray", vmin=0, vmax=255 / 0.75, **IN_SQUARE)
 
 
-def heat(axes, weight_rc: torch.Tensor, colours: str, largest: float, smallest: float = 0.0):
-    """A layer of weights on a picture, one square a patch: the farther from nothing, or from half, the denser."""
-    middle = smallest if colours == HEAT else (smallest + largest) / 2
-    density_rc = (weight_rc - middle).abs() / (largest - middle)
-    alpha_rc = (0.1 + 0.7 * density_rc).clamp(0, 1).numpy()
-    return axes.imshow(weight_rc.numpy(), cmap=colours, alpha=alpha_rc, vmin=smallest, vmax=largest, **IN_SQUARE)
+def heat(axes, share_rc: torch.Tensor, largest: float):
+    """A layer of shares from 0 on, one square a patch. The root is shown, so that small ones are seen."""
+    from matplotlib.colors import PowerNorm
+
+    share_rc, norm = share_rc.numpy(), PowerNorm(0.5, 0, largest, clip=True)
+    return axes.imshow(share_rc, cmap="inferno", norm=norm, alpha=0.85 * norm(share_rc).data, **IN_SQUARE)
+
+
+def balance(axes, share_rc: torch.Tensor, reach: float):
+    """A layer of shares around a half, up to `reach` from it, one square a patch."""
+    share_rc = share_rc.numpy()
+    density_rc = 0.1 + 0.7 * np.abs(share_rc - 0.5) / reach
+    return axes.imshow(share_rc, cmap="coolwarm", vmin=0.5 - reach, vmax=0.5 + reach, alpha=density_rc, **IN_SQUARE)
 
 
 def mark(axes, position_X: torch.Tensor, side: int, *, here: bool) -> None:
@@ -132,8 +139,6 @@ def mark(axes, position_X: torch.Tensor, side: int, *, here: bool) -> None:
 
 def colour_bar(figure, drawn, label: str) -> None:
     """What the colours of all panels mean, in per cent."""
-    from matplotlib.ticker import PercentFormatter
-
-    bar = figure.colorbar(drawn, ax=figure.axes, shrink=0.8, pad=0.02, format=PercentFormatter(1.0, decimals=None))
+    bar = figure.colorbar(drawn, ax=figure.axes, shrink=0.8, pad=0.02, format=lambda share, _: f"{100 * share:.3g} %")
     bar.set_label(label)
     bar.solids.set_alpha(1)
