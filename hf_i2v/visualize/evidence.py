@@ -62,7 +62,7 @@ class Evidence:
             _curves(figure.add_axes((0.09, 0.19, 0.89, 0.46)), alone_T, so_far_T, len(self.labels), self.num_steps)
         else:
             picture = figure.add_axes((0.01, 0.04, 0.32, 0.8))
-            picture.imshow(self.pictures_TChw[step].permute(1, 2, 0))
+            picture.imshow(self.pictures_TChw[step].permute(1, 2, 0).numpy())
             picture.set_axis_off()
             _curves(figure.add_axes((0.43, 0.25, 0.55, 0.6)), alone_T, so_far_T, len(self.labels), step + 1)
         return figure
@@ -73,7 +73,8 @@ def _film(axes, pictures_TChw: torch.Tensor) -> None:
     T = len(pictures_TChw)
     every = -(-T // 8)
     for t in range(0, T, every):
-        axes.imshow(pictures_TChw[t].permute(1, 2, 0), extent=(t - 0.47, t - 0.53 + every, 0, 1), aspect="auto")
+        picture_hwC = pictures_TChw[t].permute(1, 2, 0).numpy()
+        axes.imshow(picture_hwC, extent=(t - 0.47, t - 0.53 + every, 0, 1), aspect="auto")
     axes.set(xlim=(-0.5, T - 0.5))
     axes.set_axis_off()
 
