@@ -109,14 +109,14 @@ def test_a_shifted_head_reads_the_other_frame(video):
 def test_finished_causal_and_composed_models_look_too(video):
     adapted = video_model(ZeroI2VConfig(causal=True))
     expected = attention_over_time(adapted, video, position=(1, 1))
-    assert set(expected.offsets_H) == {-1, 0} and expected.block == 2
+    assert set(expected.offsets_H) == {-1, 0} and expected.block == 1
     seen = attention_over_time(adapted.merge_and_unload(), video, position=(1, 1))
     torch.testing.assert_close(seen.weights_THrc, expected.weights_THrc, atol=1e-4, rtol=1e-3)
     with_aim = attention_over_time(video_model(AIMConfig() + STDHAConfig()), video)  # runs the attention over time too
     assert with_aim.weights_THrc.shape == (4, 4, SIDE, SIDE) and with_aim.weights_THrc.sum((2, 3)).max() < 1
     with_inti = video_model(STDHAConfig() + InTIConfig(insert_before=[1]))
     assert attention_over_time(with_inti, video, block=0).weights_THrc.shape == (4, 4, SIDE, SIDE)
-    with pytest.raises(ValueError, match="Before block 2 the 4 frames were merged to 2"):
+    with pytest.raises(ValueError, match="Before block 1 the 4 frames were merged to 2"):
         attention_over_time(with_inti, video)
 
 

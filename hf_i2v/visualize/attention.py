@@ -99,7 +99,7 @@ def attention_over_time(
         frame: from 0 to T − 1, for a still picture. None: in which most moves.
         position: (x, y) of the token in the square that the model sees: (0, 0) its upper left corner, (1, 1) its
             lower right one. None: where the frame differs most from those beside it, in each frame anew.
-        block: number of the block. None: the last one with shifted heads.
+        block: number of the block. None: the middle one of those with shifted heads.
 
     Raises:
         ValueError: a model without shifted heads, or one that merged its frames before this block; a frame outside
@@ -114,7 +114,7 @@ def attention_over_time(
             "The model has no heads that look at other frames. STDHA and ZeroI2V have them (time_offsets), also "
             "merged into a finished model."
         )
-    block = shifted[-1] if block is None else block
+    block = shifted[len(shifted) // 2] if block is None else block
     if block not in shifted:
         raise ValueError(f"block {block} has no heads that look at other frames; those with them are {shifted}")
     T = model.config.num_frames

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--frame", type=int, help="attention, .png: frame of the clip, from 0 (default: in which most moves)")
     add("--position", type=float, nargs=2, metavar=("X", "Y"), help="attention: of the token in the square that the "
         "model sees, from 0 0 (upper left) to 1 1 (default: where most moves)")  # fmt: skip
-    add("--block", type=int, help="attention: number of the block (default: the last one that looks at other frames)")
+    add("--block", type=int, help="attention: number of the block (default: the middle one of those that look)")
     add("--fps", type=float, default=2.0, help="frames a second of .gif and .mp4 (default: %(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
     args = parser.parse_args(argv)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 SUFFIXES = (".png", ".gif", ".mp4")
-STILL_COLOURS, MOVING_COLOURS = 255, 96  # of .png and .gif, which are three times as large with all of them
+STILL_COLOURS, MOVING_COLOURS = 255, 64  # of .png and .gif, which are three times as large with all of them
 WIDTH, DPI = 8.0, 100  # inches, pixels an inch: 800 pixels, as wide as a README
 IN_SQUARE = {"extent": (0, 1, 1, 0)}  # x and y from 0 to 1, y downwards
 
@@ -139,6 +139,9 @@ def mark(axes, position_X: torch.Tensor, side: int, *, here: bool) -> None:
 
 def colour_bar(figure, drawn, label: str) -> None:
     """What the colours of all panels mean, in per cent."""
-    bar = figure.colorbar(drawn, ax=figure.axes, shrink=0.8, pad=0.02, format=lambda share, _: f"{100 * share:.3g} %")
+    from matplotlib.ticker import MaxNLocator
+
+    bar = figure.colorbar(drawn, ax=figure.axes, shrink=0.8, pad=0.02, ticks=MaxNLocator(4))
+    bar.formatter = lambda share, _: f"{100 * share:.3g} %"
     bar.set_label(label)
     bar.solids.set_alpha(1)
