@@ -9,7 +9,6 @@ from torch import nn
 from ..backbones import Backbone, find_backbone
 from ..data import CenterCrop, Preprocessing, ResizeShortSide, eval_transform
 from ..predict import sampled_frames
-from ..video import VideoBackbone
 
 LARGEST_PICTURE = 336  # pixels along one side
 
@@ -53,6 +52,4 @@ def video_backbone(model: nn.Module) -> Backbone:
         )
     if config.preprocessing is None:
         raise ValueError("The model does not say how its pixels are made (preprocessing in its config.json).")
-    backbone = find_backbone(model)
-    assert isinstance(backbone.model, VideoBackbone)
-    return backbone
+    return find_backbone(model)

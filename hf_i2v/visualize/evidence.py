@@ -6,6 +6,7 @@ of these means is the model's own answer. Through the blocks f_t still knows of 
 Shape suffixes as everywhere, and K class. After InTI, T counts merged frames.
 """
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -69,13 +70,16 @@ class Evidence:
 
 
 def _film(axes, pictures_TChw: torch.Tensor) -> None:
-    """The frames in a row; of many only some."""
+    """The frames in a row, squares above their bars; where they have no room, the middle one of every few."""
     T = len(pictures_TChw)
-    every = -(-T // 8)
-    for t in range(0, T, every):
-        picture_hwC = pictures_TChw[t].permute(1, 2, 0).numpy()
-        axes.imshow(picture_hwC, extent=(t - 0.47, t - 0.53 + every, 0, 1), aspect="auto")
-    axes.set(xlim=(-0.5, T - 0.5))
+    box = axes.get_window_extent()
+    width = 0.95 * T * box.height / box.width  # in frames
+    every = math.ceil(width)
+    for t in range(0, T - every + 1, every):
+        middle, picture_Chw = t + (every - 1) / 2, pictures_TChw[t + (every - 1) // 2]
+        extent = (middle - width / 2, middle + width / 2, 0, 0.95)
+        axes.imshow(picture_Chw.permute(1, 2, 0).numpy(), extent=extent, aspect="auto")
+    axes.set(xlim=(-0.5, T - 0.5), ylim=(0, 1))
     axes.set_axis_off()
 
 
@@ -87,7 +91,7 @@ def _curves(axes, alone_T: np.ndarray, so_far_T: np.ndarray, num_classes: int, u
     axes.bar(frames, alone_T[:until], width=0.7, color="#9ecae1", label="this frame alone")
     axes.plot(frames, so_far_T[:until], color="#d94801", marker="o", linewidth=2.5, label="mean of the frames so far")
     axes.axhline(1 / num_classes, color="0.4", linestyle="--", linewidth=1)
-    axes.text(T - 0.45, 1 / num_classes, "chance", color="0.4", fontsize=9, va="bottom", ha="right")
+    axes.text(T - 0.52, 1 / num_classes, "chance", color="0.4", fontsize=9, va="bottom", ha="right")
     axes.set(xlim=(-0.5, T - 0.5), ylim=(0, 1.05), xlabel="frame", ylabel="its probability")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
