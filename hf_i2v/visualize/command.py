@@ -30,9 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--what", choices=WHAT, required=True, help="; ".join(f"{name}: {text}" for name, (_, text) in WHAT.items()))
     add("--output", required=True, help="file to write: .png for one picture, .gif or .mp4 for one a frame")
     add("--frame", type=int, help="attention, .png: frame of the clip, from 0 (default: in which most moves)")
-    place = (
-        "attention: of the token in the square that the model sees, from 0 0, upper left, to 1 1, lower right"
-    )
+    place = "attention: of the token in the square that the model sees, from 0 0, upper left, to 1 1, lower right"
     add("--position", type=float, nargs=2, metavar=("X", "Y"), help=f"{place} (default: where most moves)")
     add("--block", type=int, help="attention: number of the block (default: the middle one of those that look)")
     add("--fps", type=float, default=2.0, help="frames a second of .gif and .mp4 (default: %(default)s)")
