@@ -31,6 +31,9 @@ COMMANDS = {
     "cost": Command("hf_i2v.cost", "parameters, multiply-accumulates, memory and latency of the methods"),
     "live": Command("live", "what a causal model sees in a camera, an RTSP or HTTP stream or a file, as it comes"),
     "demo": Command("demo", "a page on this machine to try a model on", ("gradio",), "gradio"),
+    "visualize": Command(
+        "hf_i2v.visualize", "draw what a model looks at in a video: png, gif, mp4", ("matplotlib",), "train"
+    ),
     "compare": Command("hf_i2v.training.compare", "finished runs side by side: results, cost, options"),
 }
 
@@ -70,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:9}{command.help}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:11}{command.help}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: hf-i2v COMMAND …",

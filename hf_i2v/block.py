@@ -121,7 +121,7 @@ class VideoBlock(Swapped):
         passage = passage_in_flight()
         if passage is None:
             return self._run(x_MND, *args, **kwargs)
-        if passage.entering is not None and passage.first_block == self.number:
+        if passage.entering is not None and self.number <= passage.first_block:
             x_MND = passage.entering
         passage.note(self.number, x_MND)
         if not passage.skips(self.number):

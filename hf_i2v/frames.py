@@ -29,7 +29,8 @@ class Passage:
 
     Args:
         keep: numbers of the states to keep, in `states`.
-        first_block, entering: go on at this block, with this state (M, N, D) in the place of what the model computes.
+        first_block, entering: go on at this block, with this state (M, N, D) in the place of what the model computes;
+            at block L: after the last one.
         stop_before: pass over the blocks from this one on.
     """
 

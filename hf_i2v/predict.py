@@ -73,7 +73,7 @@ def predict_videos(
     waiting: list[tuple[str, torch.Tensor | str]] = []  # a clip (T, C, h, w), or what is wrong
     for video in videos:
         try:
-            waiting.append((video, transform(_sampled_frames(video, model.config.num_frames))))
+            waiting.append((video, transform(sampled_frames(video, model.config.num_frames))))
         except VideoDecodeError as error:
             waiting.append((video, str(error)))
         if len(waiting) == batch_size:
@@ -82,7 +82,8 @@ def predict_videos(
     yield from _predict(model, waiting, top_k)
 
 
-def _sampled_frames(video: str, num_frames: int) -> torch.Tensor:
+def sampled_frames(video: str | os.PathLike, num_frames: int) -> torch.Tensor:
+    """Frames spread over the whole video, a file or a folder of pictures: uint8 (T, C, h, w)."""
     with FrameFolder(video) if os.path.isdir(video) else VideoReader(video) as reader:
         return reader.frames(uniform_indices(num_video_frames=reader.num_frames, num_frames=num_frames))
 

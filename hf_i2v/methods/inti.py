@@ -41,11 +41,15 @@ class InTI(SiteModule):
         if num_frames % 2:
             raise ValueError(f"InTI merges pairs of frames, but the clip has {num_frames} frames at its place.")
         x_P2ND = x_MND.unflatten(0, (-1, 2))  # P pairs of neighbouring frames
+        weights_PN2 = self.weights(x_P2ND).to(x_MND.dtype)
+        return x_P2ND[:, 0] * weights_PN2[..., :1] + x_P2ND[:, 1] * weights_PN2[..., 1:]
+
+    def weights(self, x_P2ND: torch.Tensor) -> torch.Tensor:
+        """(w₀, w₁) of each token of a pair, (P, N, 2)."""
         pair_PNE = torch.cat((x_P2ND[:, 0], x_P2ND[:, 1]), dim=-1)  # E = 2·D
         z_PNR = self.project(pair_PNE.to(self.project.weight.dtype))
         context_PNR = z_PNR + self.spatial_context(z_PNR) + z_PNR.mean(1, keepdim=True)
-        weights_PN2 = self.logits(F.gelu(context_PNR)).softmax(-1).to(x_MND.dtype)
-        return x_P2ND[:, 0] * weights_PN2[..., :1] + x_P2ND[:, 1] * weights_PN2[..., 1:]
+        return self.logits(F.gelu(context_PNR)).softmax(-1)
 
     @property
     def why_not_streaming(self) -> str:
