@@ -198,7 +198,7 @@ def serve(place: Path, orders: Connection) -> None:
         importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("The imports have started threads, and a fork copies the locks that they hold.")
-    while order := orders.recv():
+    while order := _received(orders):
         tests, seconds = order
         if (child := os.fork()) == 0:
             os.setsid()
@@ -215,6 +215,13 @@ def serve(place: Path, orders: Connection) -> None:
         if not ended:
             os.waitpid(child, 0)
         orders.send("late" if not ended else "noticed" if status else "unnoticed")
+
+
+def _received(orders: Connection) -> tuple | None:
+    try:
+        return orders.recv()
+    except EOFError:  # whoever ordered has been killed
+        return None
 
 
 class Copies:
