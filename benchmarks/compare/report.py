@@ -17,7 +17,7 @@ MARKS = ("<!-- made by report.py -->", "<!-- until here -->")
 FORMS = {"reversed": "reversed", "shuffled": "shuffled", "middle": "middle frame", "unshifted": "offsets zeroed"}
 COSTS = {  # in all_results.json: axis, unit
     "trainable_parameters": ("trained parameters", 1e6, "M"),
-    "macs": ("MACs of a clip in use", 1e9, "G"),
+    "macs": ("MACs of a clip, as trained", 1e9, "G"),
     "peak_memory_gib": ("peak memory of the training", 1, "GiB"),
     "train_runtime": ("time of the training", 60, "min"),
 }
@@ -50,7 +50,7 @@ def table(task: str, methods: dict[str, list[dict]]) -> list[str]:
         f"Top-1 in % of the validation videos; {TASKS[task].clips_seen} clips seen; chance {100 / num_classes:.1f} %. "
         f"To the right: the same model on clips without their time.",
         "",
-        f"| method | seeds | top-1 | {' | '.join(FORMS.values())} | trained, M | G MACs | GiB | min | learning rate |",
+        f"| method | seeds | top-1 | {' | '.join(FORMS.values())} | trained, M | G MACs, as trained | GiB | min | learning rate |",
         "|---|---|---|" + "---|" * (len(FORMS) + 5),
     ]
     fitted = methods.get("late_minus_early")
@@ -89,7 +89,9 @@ def draw_costs(task: str, methods: dict[str, list[dict]], path: Path) -> None:
             axes.plot(x, y, "o", color="tab:gray" if METHODS[method].cached else "tab:blue")
             axes.annotate(METHODS[method].title, (x, y), (3, 3), textcoords="offset points", fontsize=6)
         axes.set_xlabel(f"{title}, {name}")
-        axes.set_xscale("log")
+        if name in ("M", "min"):  # over several powers of ten
+            axes.set_xscale("log")
+        axes.margins(x=0.15)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("top-1, %")
     figure.suptitle(TASKS[task].title)
