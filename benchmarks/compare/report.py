@@ -50,7 +50,8 @@ def table(task: str, methods: dict[str, list[dict]]) -> list[str]:
         f"Top-1 in % of the validation videos; {TASKS[task].clips_seen} clips seen; chance {100 / num_classes:.1f} %. "
         f"To the right: the same model on clips without their time.",
         "",
-        f"| method | seeds | top-1 | {' | '.join(FORMS.values())} | trained, M | G MACs, as trained | GiB | min | learning rate |",
+        f"| method | seeds | top-1 | {' | '.join(FORMS.values())} | trained, M | G MACs, as trained | GiB | min "
+        "| learning rate |",
         "|---|---|---|" + "---|" * (len(FORMS) + 5),
     ]
     fitted = methods.get("late_minus_early")
