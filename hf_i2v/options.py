@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import math
 import os
 import sys
 
@@ -38,13 +37,10 @@ BESIDE_METHODS = {"linear_probe": 1e-3, "full": 5e-5, "lora": 5e-4}  # learning 
 
 def default_learning_rate(tuner: str) -> float:
     """Of AdamW for a tuner of the training script: that of its method; of several joined by +, the lowest."""
-    rates = []
-    for name in tuner.split("+"):
-        name = _imported(name) if ":" in name else name
-        method = METHODS.get(name)
-        rates.append(method.learning_rate if method else BESIDE_METHODS.get(name, math.inf))
-    rate = min(rates)
-    return rate if rate < math.inf else I2VTunerConfig.learning_rate  # an unknown tuner is refused where it is made
+    names = [_imported(name) if ":" in name else name for name in tuner.split("+")]
+    rates = BESIDE_METHODS | {name: method.learning_rate for name, method in METHODS.items()}
+    # an unknown tuner is refused where it is made
+    return min(rates.get(name, I2VTunerConfig.learning_rate) for name in names)
 
 
 def _imported(place: str) -> str:

@@ -79,11 +79,12 @@ def write_results(
         results: further values.
     """
     write_predictions(folder / "predictions.csv", predictions, videos, names)
+    counts_KK = confusion_matrix(predictions, len(names))
+    write_class_table(folder / "per_class.csv", counts_KK, names)
     try:
-        draw_confusion_matrix(confusion_matrix(predictions, len(names)), names, folder / "confusion_matrix.png")
+        draw_confusion_matrix(counts_KK, names, folder / "confusion_matrix.png")
     except ImportError as error:
         logger.warning('confusion_matrix.png is left out (%s): pip install "hf_i2v[train]"', error)
-    write_class_table(folder / "per_class.csv", confusion_matrix(predictions, len(names)), names)
     metrics = {f"eval_{key}": value for key, value in predictions.metrics().items()}
     failures = len(videos) - metrics["eval_num_videos"]
     results = {**results, **metrics, "eval_loss": predictions.loss(), "eval_failures": failures}
