@@ -85,6 +85,8 @@ class StreamingModel:
 
 def check_step(frames: torch.Tensor, state: StreamState, model: nn.Module) -> None:
     """Raise ValueError if frames or state do not fit each other or the model."""
+    if not isinstance(frames, torch.Tensor):
+        raise ValueError(f"step takes frames as a tensor (S, C, h, w), not a {type(frames).__name__}.")
     if not isinstance(state, StreamState):
         raise ValueError(
             f"step takes the state that new_stream or the step before gave, not a {type(state).__name__}."

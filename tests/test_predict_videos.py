@@ -13,11 +13,13 @@ import processes
 import pyarrow.parquet as pq
 import pytest
 import torch
+from method_table import finish
+from peft import get_peft_model
 from tiny import tiny_image_model, write_moving_texture
 from training import command_line, load_script, write_shards, write_video_folders
 from transformers import pipeline
 
-from hf_i2v import I2VForVideoClassification, I2VModel
+from hf_i2v import I2VForVideoClassification, I2VModel, ZeroI2VConfig
 from hf_i2v.archives import events_of
 from hf_i2v.data import Preprocessing, TooManyBadVideosError, VideoDecodeError, decode_frames, eval_transform
 from hf_i2v.data.archives import load_archive
@@ -373,6 +375,27 @@ def test_a_video_that_is_damaged_behind_its_middle(place, tmp_path):
     assert 4 <= len(rows) < 12 and f"({len(rows)} windows before that could be read)" in bad["reason"]
     whole = predict(place, tmp_path / "whole", window=1.0)
     assert [scores_of(row) for row in rows] == [pytest.approx(scores_of(row), abs=1e-6) for row in whole[: len(rows)]]
+
+
+@pytest.mark.parametrize("options", [{}, {"frame_stride": 1}])
+def test_time_stamps_that_make_millions_of_windows(place, tmp_path, options):
+    """Five frames, the last of which is due years later: a bad video, before its windows are made."""
+    (tmp_path / "videos").mkdir()
+    with av.open(str(tmp_path / "videos/years.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=RATE)
+        stream.width, stream.height = 32, 16
+        packets = [packet for t in range(5) for packet in stream.encode(av.VideoFrame(32, 16, "yuv420p"))]
+        for number, packet in enumerate(packets + stream.encode()):
+            if packet.size and number == 4:
+                packet.pts = packet.dts = packet.pts + round(1e8 / packet.time_base)
+            container.mux(packet)
+    if options:
+        base = I2VForVideoClassification.from_pretrained(place / "model")
+        options = {**options, "model": tmp_path / "causal"}
+        finish(get_peft_model(base, ZeroI2VConfig(causal=True))).save_pretrained(tmp_path / "causal")
+    assert predict(place, tmp_path / "out", videos=tmp_path / "videos", window=2.0, stride=1.0, **options) == []
+    (bad,) = map(json.loads, (tmp_path / "out/bad_videos.jsonl").read_text().splitlines())
+    assert "5 frames are spread over 1e+08 seconds" in bad["reason"] and "ReadLimits.packets" in bad["reason"]
 
 
 def test_what_cannot_be_asked_for(place, tmp_path, capsys):

@@ -337,6 +337,7 @@ def test_what_does_not_fit():
         r"frames are \(2, 1, 3, 16, 16\), but .*: one frame of each stream": (video, state),
         r"one for each of 1 streams, but the state has 2\..*new_stream\(batch_size=1\)": (frames[:1], state),
         r"frames are torch\.uint8: a step takes normalised floating-point pixels": (frames.to(torch.uint8), state),
+        r"frames as a tensor \(S, C, h, w\), not a NoneType": (None, state),
         "takes the state that new_stream or the step before gave, not a Tensor": (frames, state.age),
         "The state is of another model": (frames, other.new_stream(batch_size=2)),
     }

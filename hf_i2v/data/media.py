@@ -5,6 +5,7 @@ gets no path but a file object: it reads the bytes of this one file and opens no
 """
 
 import errno
+import gc
 import io
 import os
 import stat
@@ -35,6 +36,10 @@ _BOXES_OF_BOXES = frozenset(
     b"moov trak mdia minf stbl moof traf mvex edts dinf sinf wave udta cmov free hoov skip".split()
 )
 _MAX_INFLATED = 2**26
+
+# A forked worker has no threads of its parent. Where its garbage collector closes a decoder that the parent left in a
+# cycle, FFmpeg waits for the decoder's threads for ever; so it leaves alone what it did not make.
+os.register_at_fork(after_in_child=gc.freeze)
 
 _BEFORE_19 = int(av.__version__.split(".")[0]) < 19
 

@@ -67,7 +67,7 @@ class StreamBatches(ArchiveBatches):
         """Pixels (C, h, w) of each frame, and the windows that end with it, without the first `skip`."""
         start, end = row.get("start"), row.get("end")
         with open_video(row, limits=self.limits) as reader:
-            times = times_between(reader, start, end)
+            times = times_between(reader, start, end, self.windows, self.num_frames, self.limits)
             taken, windows = stream_of(
                 times,
                 self.windows,

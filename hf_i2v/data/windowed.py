@@ -66,15 +66,27 @@ class ArchiveBatch:
     videos_done: int
 
 
-def times_between(reader, start: float | None, end: float | None) -> list[float]:
+def times_between(
+    reader, start: float | None, end: float | None, windows: Windows, num_frames: int, limits: ReadLimits
+) -> list[float]:
     """When each frame of a video is shown.
 
     Raises:
-        VideoDecodeError: there are no times, or no frame between start and end.
+        VideoDecodeError: there are no times, no frame between start and end, or so much time in between that its
+            windows or their frames are more than the packets that a video may have.
     """
     if start is not None or end is not None:
         frames_between(reader, start, end)
-    return reader.times()
+    times = reader.times()
+    seconds = (times[-1] if end is None else min(end, times[-1])) - (times[0] if start is None else start)
+    apart = min(windows.stride, windows.window / num_frames)
+    if seconds / apart > limits.packets:
+        raise VideoDecodeError(
+            f"{reader.name}: its {len(times)} frames are spread over {seconds:.6g} seconds, {seconds / apart:.6g} times "
+            f"the {apart:g} seconds from one window or frame to the next; at most {limits.packets} are allowed "
+            "(ReadLimits.packets). Its time stamps are damaged, or the windows are too close for so long a video."
+        )
+    return times
 
 
 def give_memory_back() -> None:
@@ -154,7 +166,7 @@ class ArchiveBatches(IterableDataset):
                 if skip == 0:
                     yield start, end, self._whole(reader, start, end)
                 return
-            times = times_between(reader, start, end)
+            times = times_between(reader, start, end, self.windows, self.num_frames, self.limits)
             windows = windows_of(times, self.windows, num_frames=self.num_frames, start=start, end=end)
             yield from self._one_pass(reader, list(windows)[skip:])
 
