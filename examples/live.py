@@ -78,9 +78,10 @@ class Annotator:
         ends = [*[answer.seconds for answer in self._answers][1:], frame.seconds]
         for answer, end in zip(self._answers, ends, strict=True):
             left, right = (width * (1 - (frame.seconds - s) / TIMELINE_SECONDS) for s in (answer.seconds, end))
+            left = max(left, 0)
             if right >= left:
                 top = height - max(strip * answer.score, 1)
-                canvas.rectangle((max(left, 0), top, right, height), fill=_colour(answer))
+                canvas.rectangle((left, top, right, height), fill=_colour(answer))
         if self._answers:
             self._write(canvas, self._answers[-1], width, height)
         return picture

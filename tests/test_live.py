@@ -1,6 +1,7 @@
 """Live sources, what a model says about their frames, and the script that shows it."""
 
 import csv
+import dataclasses
 import os
 import signal
 import sys
@@ -342,6 +343,8 @@ def test_the_timeline_shows_the_answers(model, folder):
     hexadecimal = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in row]
     assert hexadecimal[1:] == [script.COLOURS[0], script.NO_ACTION_COLOUR, script.COLOURS[1]]
     assert hexadecimal[0] not in (*script.COLOURS, script.NO_ACTION_COLOUR)
+    later = annotator.draw(dataclasses.replace(frame, seconds=11.5))  # at 11 s the first answer has left the timeline
+    assert f"#{bytes(later.getpixel((1, 27))).hex()}" == script.NO_ACTION_COLOUR
     long = script.LiveAnswer(3.0, "a label far longer than the picture is wide " * 4, 0.5, 1, torch.zeros(3))
     annotator.add(long)
     assert annotator.draw(frame).size == (44, 28)

@@ -382,8 +382,8 @@ def test_time_stamps_that_make_millions_of_windows(place, tmp_path, options):
     """Five frames, the last of which is due years later: a bad video, before its windows are made."""
     (tmp_path / "videos").mkdir()
     with av.open(str(tmp_path / "videos/years.mkv"), "w") as container:
-        stream = container.add_stream("mpeg4", rate=RATE)
-        stream.width, stream.height = 32, 16
+        stream = container.add_stream("libx264", rate=RATE, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
         packets = [packet for t in range(5) for packet in stream.encode(av.VideoFrame(32, 16, "yuv420p"))]
         for number, packet in enumerate(packets + stream.encode()):
             if packet.size and number == 4:

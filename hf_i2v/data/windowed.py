@@ -82,8 +82,8 @@ def times_between(
     apart = min(windows.stride, windows.window / num_frames)
     if seconds / apart > limits.packets:
         raise VideoDecodeError(
-            f"{reader.name}: its {len(times)} frames are spread over {seconds:.6g} seconds, {seconds / apart:.6g} times "
-            f"the {apart:g} seconds from one window or frame to the next; at most {limits.packets} are allowed "
+            f"{reader.name}: its {len(times)} frames are spread over {seconds:.6g} seconds, {seconds / apart:.6g} "
+            f"times the {apart:g} seconds from one window or frame to the next; at most {limits.packets} are allowed "
             "(ReadLimits.packets). Its time stamps are damaged, or the windows are too close for so long a video."
         )
     return times
