@@ -86,12 +86,14 @@ def test_a_slow_caller_gets_the_newest_frames(folder):
 
 
 def test_a_file_in_real_time_drops_too(folder):
+    began = time.monotonic()
     with LiveFrames(str(folder / "video.mp4"), realtime=True) as frames:
         for number, _ in enumerate(frames):
             if number == 0:
                 wait_until(lambda: frames.num_read == 8)
                 break
     assert frames.num_dropped >= 3
+    assert time.monotonic() - began >= 7 / 8  # never before it is due
 
 
 def test_a_stream_that_breaks_is_connected_to_anew(folder):
