@@ -29,6 +29,8 @@ TORCH ?= torch
 # SHORT=1: reading videos, training runs, merging, saving, exporting; what breaks first with other versions
 SHORT_TESTS := tests/test_installation.py tests/test_predict.py tests/test_pipeline.py tests/test_registration.py \
 	tests/test_examples.py tests/test_tuner.py tests/data/test_decode.py tests/hub/test_export.py
+# neighbouring tests in one process: they share what a module makes once
+IN_TWO := -n 2 --dist worksteal
 TESTS := $(if $(SHORT),$(SHORT_TESTS))
 
 .PHONY: install quickstart test test-quantization test-oldest test-newest test-demo dist lint audit mutants fuzz compare clean
@@ -47,7 +49,7 @@ quickstart: install
 	$(BIN)/python examples/quickstart.py --output_dir quickstart_output
 
 test: install lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(IN_TWO)
 
 # also runs in `make test` where the libraries are installed; they make every start of Python slower
 test-quantization: install
@@ -55,7 +57,7 @@ test-quantization: install
 	$(BIN)/python -m pytest tests/test_quantized.py
 
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -n 2 $(TESTS)
+	$(OLDEST)/bin/python -m pytest $(IN_TWO) $(TESTS)
 
 $(OLDEST)/.installed: pyproject.toml
 	python3.11 -m venv $(OLDEST)
@@ -66,7 +68,7 @@ $(OLDEST)/.installed: pyproject.toml
 	touch $@
 
 test-newest: $(NEWEST)/.installed
-	$(NEWEST)/bin/python -m pytest -n 2 $(TESTS)
+	$(NEWEST)/bin/python -m pytest $(IN_TWO) $(TESTS)
 
 $(NEWEST)/.installed: pyproject.toml
 	$(NEWEST_PYTHON) -m venv $(NEWEST)
