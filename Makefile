@@ -4,7 +4,10 @@
 # make test-newest   the same with what pip gives today, on the newest Python of this machine
 # make test-demo     the demo page in Chromium (CI: where that can be installed)
 # make dist          sdist and wheel
-# make lint          ruff, and mypy over the public API
+# make style         ruff: mends what it can, and formats
+# make quality       ruff, and mypy over the public API (also as make lint)
+# make docs          the documentation as a website in build/site, links checked
+# make bench         time of every method beside the image model's, into benchmarks/speed.csv; PART=training and others
 # make audit         known vulnerabilities of what constraints.txt pins; asks pypi.org, so it needs the network
 # make mutants       small faults planted one at a time: do the nearest tests notice? hours; goes on where it stopped
 # make compare       every method on a real model and real human motion; hours, goes on where it stopped
@@ -17,6 +20,7 @@ INSTALLED := $(VENV)/.installed
 
 DEMO := $(VENV)-demo
 AUDIT := $(VENV)-audit
+DOCS := $(VENV)-docs
 OLDEST := $(VENV)-oldest
 NEWEST := $(VENV)-newest
 COMPARE := comparison
@@ -33,7 +37,8 @@ SHORT_TESTS := tests/test_installation.py tests/test_predict.py tests/test_pipel
 IN_TWO := -n 2 --dist worksteal
 TESTS := $(if $(SHORT),$(SHORT_TESTS))
 
-.PHONY: install quickstart test test-quantization test-oldest test-newest test-demo dist lint audit mutants fuzz compare clean
+.PHONY: install quickstart test test-quantization test-oldest test-newest test-demo dist style quality lint docs bench audit \
+	mutants fuzz compare clean
 
 install: $(INSTALLED)
 
@@ -48,7 +53,7 @@ quickstart: install
 	rm -rf quickstart_output
 	$(BIN)/python examples/quickstart.py --output_dir quickstart_output
 
-test: install lint
+test: install quality
 	$(BIN)/python -m pytest $(IN_TWO)
 
 # also runs in `make test` where the libraries are installed; they make every start of Python slower
@@ -92,10 +97,29 @@ dist: install
 	$(BIN)/pip install --quiet build
 	$(BIN)/python -m build
 
-lint: install
+style: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lint: quality
+
+# the package is read, not imported, so that this environment needs no torch
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/mkdocs build --strict --clean
+
+$(DOCS)/.installed: constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --constraint constraints.txt mkdocs-material mkdocstrings-python ruff
+	touch $@
+
+bench: install
+	$(BIN)/python benchmarks/speed.py $(or $(PART),inference)
+	$(BIN)/python benchmarks/speed.py report
 
 # strict: a package that the service does not know fails, for then nothing was looked up
 audit: $(AUDIT)/.installed
@@ -131,4 +155,4 @@ $(COMPARE)/.made: $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(OLDEST) $(NEWEST) $(AUDIT) build dist quickstart_output $(COMPARE)
+	rm -rf $(VENV) $(DEMO) $(OLDEST) $(NEWEST) $(AUDIT) $(DOCS) build dist quickstart_output $(COMPARE)

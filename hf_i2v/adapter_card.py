@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftConfig
 
 LOADING = """
 # How to load this adapter
@@ -15,7 +16,7 @@ model = {loading}
 """
 
 
-def open_card_with_loading(folder: str, config) -> None:
+def open_card_with_loading(folder: str, config: PeftConfig) -> None:
     """Put how to load the adapter of `config` at the top of the README.md in `folder`, unless it is there already."""
     path = Path(folder) / "README.md"
     card = ModelCard.load(path) if path.exists() else ModelCard.from_template(ModelCardData(library_name="peft"))

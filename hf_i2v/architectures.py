@@ -3,6 +3,7 @@ runs start from are known without the Hub."""
 
 import os
 from dataclasses import asdict
+from typing import Any
 
 from transformers import AutoConfig, CLIPVisionConfig, ViTConfig
 
@@ -21,7 +22,7 @@ KNOWN = {
 }
 
 
-def video_config(model_name_or_path: str | os.PathLike, **options) -> I2VConfig:
+def video_config(model_name_or_path: str | os.PathLike, **options: Any) -> I2VConfig:
     """The configuration of a video model made from an image model, or of a finished video model, without weights.
 
     Args:

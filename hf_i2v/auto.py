@@ -20,7 +20,7 @@ from .untrusted import check_finite, foreign_files
 class AutoPeftModelForVideoClassification:
     """As peft's `AutoPeftModelFor…`: `from_pretrained(adapter)` gives the base model with the adapter on it."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         raise OSError(f"Use {type(self).__name__}.from_pretrained(pretrained_model_name_or_path).")
 
     @classmethod

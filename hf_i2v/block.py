@@ -7,7 +7,8 @@ Its weights, names, hooks, output capturing and gradient checkpointing stay the 
 import inspect
 import itertools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -34,7 +35,7 @@ class I2VLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters = []
 
     @property
-    def weight(self):
+    def weight(self) -> NoReturn:
         raise AttributeError("a tuner layer of hf_i2v stands beside a block and wraps no weight")
 
     bias = weight
@@ -117,7 +118,7 @@ class VideoBlock(Swapped):
     rotary: bool  # whether the attention takes position embeddings
     num_prefix_tokens: int | None = None  # last block only: it may drop all other tokens
 
-    def __call__(self, x_MND: torch.Tensor, *args, **kwargs):
+    def __call__(self, x_MND: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         passage = passage_in_flight()
         if passage is None:
             return self._run(x_MND, *args, **kwargs)
@@ -159,12 +160,12 @@ class VideoBlock(Swapped):
     def forward(
         self,
         x_MND: torch.Tensor,
-        attention_mask=None,
+        attention_mask: torch.Tensor | None = None,
         *,
         num_frames: int,
         prefix_only: bool = False,
         step: Step | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
         parts = self.block_parts
         sites = self._modules.get("sites")
@@ -245,7 +246,7 @@ class VideoBlock(Swapped):
         """The norm before the attention."""
         return getattr(self, self.block_parts.norm1)(x)
 
-    def attend(self, h_CTD: torch.Tensor, attention_mask=None) -> torch.Tensor:
+    def attend(self, h_CTD: torch.Tensor, attention_mask: torch.Tensor | Callable | None = None) -> torch.Tensor:
         """The attention of this block on any sequences (…, length, D), without time shift or positions.
 
         Args:

@@ -104,7 +104,7 @@ class I2VConfig(PreTrainedConfig):
         if self.preprocessing is not None:
             check_preprocessing(self.preprocessing)
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
         """Refuse an image model that cannot be built."""
         check_shape(self.image_config)
 

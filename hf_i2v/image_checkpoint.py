@@ -3,6 +3,7 @@
 import copy
 import os
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -97,7 +98,7 @@ def pooler_argument(config_class: type, add_pooling_layer: bool) -> dict:
     return {"add_pooling_layer": add_pooling_layer} if takes_it else {}
 
 
-def preprocessing_of(source: str | os.PathLike | BaseImageProcessor, **hub) -> dict | None:
+def preprocessing_of(source: str | os.PathLike | BaseImageProcessor, **hub: Any) -> dict | None:
     """The preprocessing of an image model, from its name or its processor; None, with a warning, if hf_i2v has no
     processor for it (not a square)."""
     is_processor = isinstance(source, BaseImageProcessor)
@@ -109,7 +110,7 @@ def preprocessing_of(source: str | os.PathLike | BaseImageProcessor, **hub) -> d
         return None
 
 
-def known_preprocessing(name: str | None, **hub) -> dict | None:
+def known_preprocessing(name: str | None, **hub: Any) -> dict | None:
     """The same of the checkpoint that a model was loaded from; None if it was made in code."""
     try:
         return preprocessing_of(name, **hub) if name else None

@@ -1,11 +1,11 @@
 """transformers' video-classification pipeline, sampling frames as the model was trained: over the whole video."""
 
 import logging
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import VideoClassificationPipeline
+from transformers import BatchFeature, PreTrainedModel, VideoClassificationPipeline
 
 from .data.decode import VideoDecodeError
 from .data.transforms import Preprocessing, preprocessing_of_processor
@@ -24,18 +24,18 @@ class I2VVideoClassificationPipeline(VideoClassificationPipeline):
             a warning.
     """
 
-    def __init__(self, model, *args, **kwargs):
+    def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any):
         if model.config.model_type == "i2v":
             kwargs["video_processor"] = _processor(model.config, **kwargs)
         super().__init__(model, *args, **kwargs)
         if self.image_processor is None and model.config.model_type == "i2v":
             self.image_processor = self.video_processor  # transformers asks for one to make batches
 
-    def check_model_type(self, supported_models):
+    def check_model_type(self, supported_models: Any) -> None:
         if self.model.config.model_type != "i2v":  # transformers knows its own models only
             super().check_model_type(supported_models)
 
-    def __call__(self, inputs, **kwargs):
+    def __call__(self, inputs: Any, **kwargs: Any) -> list:
         if self.model.config.model_type == "i2v":
             if is_frames(inputs):  # one video, not a list of videos
                 return super().__call__([inputs], **kwargs)[0]
@@ -51,7 +51,13 @@ class I2VVideoClassificationPipeline(VideoClassificationPipeline):
             preprocess["on_bad_video"] = on_bad_video
         return preprocess, forward, postprocess
 
-    def preprocess(self, video, num_frames=None, frame_sampling_rate=None, on_bad_video="error"):
+    def preprocess(
+        self,
+        video: Any,
+        num_frames: int | None = None,
+        frame_sampling_rate: int | None = None,
+        on_bad_video: Literal["error", "skip"] = "error",
+    ) -> BatchFeature:
         if self.model.config.model_type != "i2v":
             return super().preprocess(video, num_frames, frame_sampling_rate or 1)
         num_frames = num_frames or self.model.config.num_frames
@@ -79,7 +85,7 @@ class I2VVideoClassificationPipeline(VideoClassificationPipeline):
             outputs["is_readable"] = readable
         return outputs
 
-    def postprocess(self, model_outputs, **kwargs):
+    def postprocess(self, model_outputs: dict, **kwargs: Any) -> list[dict]:
         if not model_outputs.get("is_readable", True):
             return []
         return super().postprocess(model_outputs, **kwargs)

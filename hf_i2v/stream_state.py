@@ -8,6 +8,7 @@ frames; `age_S` counts the frames that each stream has seen. `S` is a stream, in
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -49,7 +50,7 @@ class Step:
         """Keep something for the next step."""
         self.after[place] = kept
 
-    def run(self, place: str, part, x: torch.Tensor, **context: object) -> torch.Tensor:
+    def run(self, place: str, part: Any, x: torch.Tensor, **context: object) -> torch.Tensor:
         """`part.step` on this frame."""
         kept = {} if part.frame_wise else self.recall(place, lambda: part.new_state(x))
         x, kept = part.step(x, kept, age_S=self.age_S, **context)

@@ -4,6 +4,7 @@ import hashlib
 import warnings
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -52,7 +53,7 @@ def has_other_weights(trained_on: dict, model: nn.Module) -> bool:
     return bool(before and now and before["dtype"] == now["dtype"] and before["sha256"] != now["sha256"])
 
 
-def check_trained_on(config, model: nn.Module, backbone: Backbone) -> None:
+def check_trained_on(config: PeftConfig, model: nn.Module, backbone: Backbone) -> None:
     """Check that an adapter from disk fits the model. Other weights or label names give a warning.
 
     Raises:

@@ -5,6 +5,7 @@ import difflib
 import re
 import warnings
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -34,7 +35,7 @@ class I2VTuner(BaseTuner):
     prefix = "i2v_"
     tuner_layer_cls = I2VLayer
 
-    def __init__(self, model: nn.Module, *args, **kwargs):
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any):
         layers = [m for m in model.modules() if isinstance(m, (BaseTunerLayer, PeftModel))]
         if any(isinstance(layer, I2VLayer) for layer in layers):
             raise ValueError(
@@ -101,7 +102,14 @@ class I2VTuner(BaseTuner):
                 if _is_of(name, adapter_name) and parameter.is_floating_point():
                     parameter.data = parameter.data.to(self._backbone.first_block.dtype)
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, state_dict=None, **kwargs) -> None:
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        *args: Any,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """As in peft. The configuration alone says where the modules go; a `state_dict` must agree with it."""
         # `resolve` fills in values of this model. The caller may use the configuration for another model.
         self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
@@ -322,7 +330,7 @@ def _is_of(key: str, adapter_name: str) -> bool:
     return I2VTuner.prefix in key and f".{adapter_name}." in f"{key}."
 
 
-def _moved(new, place: torch.Tensor):
+def _moved(new: nn.Module | torch.Tensor, place: torch.Tensor) -> nn.Module | torch.Tensor:
     """A new module or tensor on the device of `place`, unless it is being created on the meta device."""
     tensors = [new] if isinstance(new, torch.Tensor) else new.parameters()
     return new if any(tensor.is_meta for tensor in tensors) else new.to(place.device)

@@ -2,16 +2,18 @@
 
 import json
 import math
+import os
 import re
 import reprlib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 SIZE_LIMITS = {  # far above any published model
@@ -80,7 +82,7 @@ def check_types(owner: str, values: Mapping, hints: Mapping) -> None:
             raise ValueError(f"{name} ({reprlib.repr(values[name])}) of {owner} must be {wanted}.")
 
 
-def fits(value, hint) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Whether a value that may come from JSON is what a type hint says. Hints that are not plain data fit anything."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, types.UnionType):
@@ -104,7 +106,7 @@ def _is_number(text) -> bool:
     return isinstance(text, str) and re.fullmatch(r"-?\d{1,9}", text) is not None
 
 
-def check_shape(config) -> None:
+def check_shape(config: PreTrainedConfig) -> None:
     """Raise ValueError for an image model's configuration that describes no transformer, or too large a one."""
     wanted = ("hidden_size", "num_hidden_layers", "num_attention_heads")
     sizes = {name: getattr(config, name, None) for name in wanted}
@@ -117,7 +119,7 @@ def check_shape(config) -> None:
     check_limit("number of parameters", estimated_parameters(config), MAX_PARAMETERS)
 
 
-def estimated_parameters(config) -> int:
+def estimated_parameters(config: PreTrainedConfig) -> int:
     """About how many parameters an image model has in its blocks and for its positions, without making it."""
     mlp = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     image, patch = (getattr(config, name, None) or 1 for name in ("image_size", "patch_size"))
@@ -141,7 +143,7 @@ def check_preprocessing(preprocessing: dict) -> None:
         )
 
 
-def check_labels(id2label) -> None:
+def check_labels(id2label: Any) -> None:
     """Raise ValueError unless it is a dictionary from class numbers to labels, or None."""
     if id2label is None:
         return
@@ -169,7 +171,7 @@ def check_label(label: str) -> None:
         )
 
 
-def check_finite(tensors: dict[str, torch.Tensor], source) -> None:
+def check_finite(tensors: dict[str, torch.Tensor], source: str | os.PathLike) -> None:
     """Raise ValueError if a weight is NaN or infinite. Quantised and meta tensors are not checked."""
     broken = [
         name
@@ -180,7 +182,7 @@ def check_finite(tensors: dict[str, torch.Tensor], source) -> None:
         raise ValueError(f"{source} is refused: NaN or infinite values in {len(broken)} weights, {broken[:3]} …")
 
 
-def check_complete(source, **problems) -> None:
+def check_complete(source: str | os.PathLike, **problems: Iterable) -> None:
     """Raise ValueError, with their names, if there are tensors in one of the lists (missing=[…], left_over=[…])."""
     lines = [
         f"{kind.replace('_', ' ')}: {name}" for kind, names in problems.items() for name in sorted(map(str, names))
@@ -197,7 +199,7 @@ PASSED_ON = (ValueError, OSError, RuntimeError, ImportError, MemoryError, Warnin
 
 
 @contextmanager
-def foreign_files(name) -> Iterator[None]:
+def foreign_files(name: str | os.PathLike | None) -> Iterator[None]:
     """Whatever else transformers and peft raise over damaged files becomes a ValueError that names them."""
     try:
         yield
@@ -210,7 +212,7 @@ def foreign_files(name) -> Iterator[None]:
         ) from error
 
 
-def check_weight_files(name: str, config, *, variant: str | None = None, **where) -> None:
+def check_weight_files(name: str, config: PreTrainedConfig, *, variant: str | None = None, **where: Any) -> None:
     """Look at the files with a model's weights before they are read.
 
     Args:

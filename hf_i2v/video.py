@@ -3,6 +3,7 @@ record of what such a model does in time."""
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,7 +57,7 @@ class VideoEmbeddings(Swapped):
 
     temporal_embedding: nn.Parameter | None  # the model's own
 
-    def forward(self, *args, **kwargs) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         passage = passage_in_flight()
         if passage is not None and passage.entering is not None:
             return passage.entering  # only its shape is read, by what stands before the blocks
@@ -121,14 +122,14 @@ class VideoBackbone(Swapped):
 
     def forward(
         self,
-        pixel_values=None,
-        *args,
+        pixel_values: torch.Tensor | None = None,
+        *args: Any,
         num_frames: int | None = None,
         frozen_features: FrozenFeatures | None = None,
         prefix_only: bool = False,
         step: Step | None = None,
-        return_dict=None,
-        **kwargs,
+        return_dict: bool | None = None,
+        **kwargs: Any,
     ):
         branch = self.working_branch()
         inner = {name: self._wants(name, kwargs) for name in ("output_hidden_states", "output_attentions")}
@@ -272,7 +273,7 @@ class VideoBackbone(Swapped):
         return f"its {type(branch).__name__} {why}" if why else None
 
 
-def frame_feature(outputs, *, has_cls: bool) -> torch.Tensor:
+def frame_feature(outputs: BaseModelOutputWithPooling, *, has_cls: bool) -> torch.Tensor:
     """The image model's feature of a frame, (M, D): the pooler's output, else the normalised CLS or mean token."""
     if outputs.get("pooler_output") is not None:
         return outputs.pooler_output

@@ -40,7 +40,7 @@ class I2VVideoProcessor(BaseVideoProcessor):
     do_resize = do_center_crop = do_rescale = do_normalize = do_sample_frames = True
     num_frames = 8
 
-    def sample_frames(self, metadata, num_frames: int | None = None, **kwargs) -> np.ndarray:
+    def sample_frames(self, metadata: Any, num_frames: int | None = None, **kwargs: Any) -> np.ndarray:
         """The numbers of the middle frames of `num_frames` equal segments of the video, as in evaluation.
 
         Args:
@@ -52,11 +52,11 @@ class I2VVideoProcessor(BaseVideoProcessor):
 
     def preprocess(
         self,
-        videos,
+        videos: Any,
         num_frames: int | None = None,
         do_sample_frames: bool | None = None,
         return_tensors: str | None = "pt",
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
         """
         Args:
@@ -90,7 +90,7 @@ class I2VVideoProcessor(BaseVideoProcessor):
         return Normalize(wanted.mean, wanted.std)(CenterCrop(wanted.size)(frames_TChw))
 
 
-def as_list(videos) -> list:
+def as_list(videos: Any) -> list:
     """One video or several, as a list of videos."""
     if isinstance(videos, (list, tuple)) and not is_frames(videos):
         return list(videos)
@@ -99,7 +99,7 @@ def as_list(videos) -> list:
     return [videos]
 
 
-def is_frames(video) -> bool:
+def is_frames(video: Any) -> bool:
     """Whether a list is the frames of one video."""
     return isinstance(video, (list, tuple)) and len(video) > 0 and all(map(_is_frame, video))
 

@@ -94,7 +94,7 @@ class Builder:
 
     def write(
         self, folder: Path, layout: Layout, files: list[tuple[str, int, range]], num_workers: int, *, show: bool
-    ):
+    ) -> None:
         """Make the given files, see `Layout.files`."""
         batches = [
             [(view, index) for index in clips[start : start + self.batch_size]]

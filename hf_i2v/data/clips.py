@@ -15,7 +15,9 @@ import torch
 from datasets import ClassLabel, Dataset, IterableDataset
 from torch.utils.data import default_collate
 
+from .decode import VideoReader
 from .fingerprints import video_version
+from .frame_folder import FrameFolder
 from .media import DEFAULT_LIMITS, ReadLimits, VideoDecodeError
 from .order import seeded_generator
 from .references import Backend, open_video
@@ -221,7 +223,7 @@ def _flipped_labels(dataset: Dataset, pairs: Mapping[str, str] | None) -> Mappin
     return {number[here]: number[there] for here, there in pairs.items()}
 
 
-def frames_between(reader, start: float | None, end: float | None) -> tuple[int, int]:
+def frames_between(reader: VideoReader | FrameFolder, start: float | None, end: float | None) -> tuple[int, int]:
     """First frame and number of frames of the part of a video in the half-open range of seconds."""
     times = reader.times()
     first = bisect.bisect_left(times, start or 0.0)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -202,7 +203,7 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: Interpolation
 
-    def image_processor(self):
+    def image_processor(self) -> Any:
         """The same preprocessing as a transformers image processor for lists of frames, to be saved beside a model."""
         # not VideoMAEImageProcessor, which warns where torchvision is missing; the saved file names that one
         from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
@@ -237,7 +238,7 @@ class Preprocessing:
         }
 
 
-def preprocessing_from_pretrained(model_name_or_path: str | os.PathLike, **kwargs) -> Preprocessing:
+def preprocessing_from_pretrained(model_name_or_path: str | os.PathLike, **kwargs: Any) -> Preprocessing:
     """Read size, mean, std and interpolation from the `preprocessor_config.json` of an image model.
 
     The size is that of the crop where the model crops, else that of the resize. A folder without this file gets a
@@ -273,7 +274,7 @@ def _read_preprocessing(model_name_or_path: str, kwargs: dict) -> Preprocessing:
     return preprocessing_of_processor(processor, name=str(model_name_or_path))
 
 
-def preprocessing_of_processor(processor, *, name: str | None = None) -> Preprocessing:
+def preprocessing_of_processor(processor: Any, *, name: str | None = None) -> Preprocessing:
     """What an image or video processor of transformers does to its pixels.
 
     Args:
@@ -299,7 +300,7 @@ def preprocessing_of_processor(processor, *, name: str | None = None) -> Preproc
     return Preprocessing(_square(size, name), mean, std, interpolation)
 
 
-def usual_preprocessing(config) -> Preprocessing:
+def usual_preprocessing(config: Any) -> Preprocessing:
     """What the published image models of a kind want, as far as a configuration tells."""
     size = _square(getattr(config, "vision_config", config).image_size, config.model_type)
     if config.model_type.startswith("clip"):

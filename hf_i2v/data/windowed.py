@@ -17,8 +17,10 @@ from datasets import Dataset
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .clips import frames_between
+from .decode import VideoReader
 from .failures import bad_video
 from .fingerprints import common_folder
+from .frame_folder import FrameFolder
 from .media import DEFAULT_LIMITS, ReadLimits, VideoDecodeError
 from .references import open_video
 from .sampling import uniform_indices
@@ -67,7 +69,12 @@ class ArchiveBatch:
 
 
 def times_between(
-    reader, start: float | None, end: float | None, windows: Windows, num_frames: int, limits: ReadLimits
+    reader: VideoReader | FrameFolder,
+    start: float | None,
+    end: float | None,
+    windows: Windows,
+    num_frames: int,
+    limits: ReadLimits,
 ) -> list[float]:
     """When each frame of a video is shown.
 

@@ -5,7 +5,10 @@ callable `(key_MHNK, value_MHNK) → key, value, attention mask`.
 """
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -41,7 +44,14 @@ class _WithRealConfig:
         return getattr(self.module, name)
 
 
-def video_attention(module, query, key, value, attention_mask, **kwargs):
+def video_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | Callable | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention function: change keys and values as the method says, then call the kernel that the user chose."""
     if callable(attention_mask):
         key, value, attention_mask = attention_mask(key, value)

@@ -6,7 +6,7 @@ Shape suffixes: N video, B video of a batch, V view, K class.
 import csv
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +54,7 @@ def scores(model: nn.Module, pixel_values: torch.Tensor, clips_per_forward: int 
 
 @torch.no_grad()
 def predict(
-    accelerator: Accelerator, model: nn.Module, loader, clips_per_forward: int | None = None
+    accelerator: Accelerator, model: nn.Module, loader: Iterable[dict], clips_per_forward: int | None = None
 ) -> Predictions | None:
     """Go through a `ClipLoader` for evaluation, which gives batches on the device, with all processes.
 

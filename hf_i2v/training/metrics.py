@@ -1,5 +1,7 @@
 """Accuracy of a video classifier as an `evaluate.Metric` that needs no Hub."""
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -15,7 +17,7 @@ class VideoClassificationMetric(evaluate.Metric):
     ```
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(**{"keep_in_memory": True, **kwargs})  # no files in a cache
 
     def _info(self) -> evaluate.MetricInfo:

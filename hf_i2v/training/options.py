@@ -32,13 +32,13 @@ class RunOptions(argparse.ArgumentParser):
         self.recipes = recipes
         self._fixed, self._here = set(), {"help"}
 
-    def fixed(self, *names: str, **options) -> None:
+    def fixed(self, *names: str, **options: Any) -> None:
         self._fixed.add(self.add_argument(*names, **options).dest)
 
-    def free(self, *names: str, **options) -> None:
+    def free(self, *names: str, **options: Any) -> None:
         self.add_argument(*names, **options)
 
-    def here(self, *names: str, **options) -> None:
+    def here(self, *names: str, **options: Any) -> None:
         self._here.add(self.add_argument(*names, **options).dest)
 
     def are_here(self, *keys: str) -> None:

@@ -3,7 +3,7 @@
 import csv
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .evaluation import Predictions, as_text, write_predictions
 logger = logging.getLogger(__name__)
 
 
-def claim(output_dir: Path, configuration: dict[str, Any], differences) -> None:
+def claim(output_dir: Path, configuration: dict[str, Any], differences: Callable[[dict, dict], list[str]]) -> None:
     """Take an output folder for a run, which its `run.json` then names.
 
     Args:

@@ -6,7 +6,7 @@ of processes.
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.utils import logging
 
 from ..data.fingerprints import videos_fingerprint  # noqa: F401, part of the public path
+from ..data.loader import ClipLoader
 from .checkpoints import Checkpoint
 from .meter import Meter
 
@@ -45,7 +46,7 @@ class ExponentialMovingAverage:
             average.lerp_(parameter, 1 - self.decay)
 
     @contextmanager
-    def applied(self):
+    def applied(self) -> Iterator[None]:
         """The model with the averages as its parameters."""
         self._swap()
         try:
@@ -94,7 +95,7 @@ class TrainingState:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
-        loader,
+        loader: ClipLoader,
         ema: ExponentialMovingAverage | None = None,
         scaler: torch.amp.GradScaler | None = None,
         meter: Meter | None = None,

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,6 +23,9 @@ from ..backbones import grid_side
 from ..methods.stdha import TimeShift
 from .clip import Clip, read_clip, video_backbone
 from .pictures import colour_bar, heat, mark, sheet, show
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class AttentionOverTime:
         """Pictures of an animation."""
         return len(self.pictures_TChw)
 
-    def figure(self, step: int | None = None):
+    def figure(self, step: int | None = None) -> "Figure":
         """A matplotlib figure about frame `step`; None: about `frame`. A panel for each offset, with the mean of the
         attention of its heads."""
         t = self.frame if step is None else step

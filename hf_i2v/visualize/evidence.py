@@ -9,6 +9,7 @@ Shape suffixes as everywhere, and K class. After InTI, T counts merged frames.
 import math
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torch import nn
 from ..training.confusion import fonts_for
 from .clip import read_clip, video_backbone
 from .pictures import DPI, WIDTH
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Evidence:
         """Pictures of an animation."""
         return len(self.pictures_TChw)
 
-    def figure(self, step: int | None = None):
+    def figure(self, step: int | None = None) -> "Figure":
         """A matplotlib figure of the probability of the model's answer: from each frame alone, and so far.
 
         Above it all frames; with `step`, the curves end at frame `step`, and its picture stands beside them.

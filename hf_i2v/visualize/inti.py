@@ -5,6 +5,7 @@ Shape suffixes as everywhere, and P pair of frames, r row and c column of patche
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,6 +14,9 @@ from ..backbones import grid_side
 from ..methods.inti import InTI
 from .clip import read_clip, video_backbone
 from .pictures import balance, colour_bar, sheet, show
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class InTIWeights:
         """Pictures of an animation: one a pair."""
         return len(self.pictures_TChw) // 2
 
-    def figure(self, step: int | None = None):
+    def figure(self, step: int | None = None) -> "Figure":
         """A matplotlib figure of pair `step`, one frame beside the other; None: of all pairs, one frame above the
         other."""
         # not less than 5 %, so that noise around plain averaging does not look like a choice

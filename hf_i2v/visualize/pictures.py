@@ -7,12 +7,17 @@ import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import av
 import numpy as np
 import torch
 from PIL import Image
+
+if TYPE_CHECKING:  # loaded when something is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 SUFFIXES = (".png", ".gif", ".mp4")
 STILL_COLOURS, MOVING_COLOURS = 255, 64  # of .png and .gif, which are three times as large with all of them
@@ -25,7 +30,7 @@ class Drawable(Protocol):
 
     num_steps: int
 
-    def figure(self, step: int | None = None): ...
+    def figure(self, step: int | None = None) -> "Figure": ...
 
 
 def save(seen: Drawable, path: str | os.PathLike, *, fps: float = 2.0) -> None:
@@ -65,7 +70,7 @@ def checked_suffix(path: str | os.PathLike) -> str:
     return suffix
 
 
-def as_picture(figure) -> Image.Image:
+def as_picture(figure: "Figure") -> Image.Image:
     """A matplotlib figure as RGB pixels, with even sides."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -92,7 +97,9 @@ def _write_mp4(pictures: Iterator[Image.Image], path: str | os.PathLike, fps: fl
         container.mux(stream.encode())
 
 
-def sheet(num_panels: int, title: str, *, columns: int | None = None, title_lines: int = 1):
+def sheet(
+    num_panels: int, title: str, *, columns: int | None = None, title_lines: int = 1
+) -> tuple["Figure", list["Axes"]]:
     """A figure with square panels, row by row, each with a title of so many lines."""
     from matplotlib.figure import Figure
 
@@ -107,13 +114,13 @@ def sheet(num_panels: int, title: str, *, columns: int | None = None, title_line
     return figure, list(axes[:num_panels])
 
 
-def show(axes, picture_Chw: torch.Tensor) -> None:
+def show(axes: "Axes", picture_Chw: torch.Tensor) -> None:
     """A picture in dark grey, on which colours shine."""
     grey_hw = picture_Chw.float().mean(0).numpy()
     axes.imshow(grey_hw, cmap="gray", vmin=0, vmax=255 / 0.75, **IN_SQUARE)
 
 
-def heat(axes, share_rc: torch.Tensor, largest: float):
+def heat(axes: "Axes", share_rc: torch.Tensor, largest: float) -> "AxesImage":
     """A layer of shares from 0 on, one square a patch. The root is shown, so that small ones are seen."""
     from matplotlib.colors import PowerNorm
 
@@ -121,14 +128,14 @@ def heat(axes, share_rc: torch.Tensor, largest: float):
     return axes.imshow(share_rc, cmap="inferno", norm=norm, alpha=0.85 * norm(share_rc).data, **IN_SQUARE)
 
 
-def balance(axes, share_rc: torch.Tensor, reach: float):
+def balance(axes: "Axes", share_rc: torch.Tensor, reach: float) -> "AxesImage":
     """A layer of shares around a half, up to `reach` from it, one square a patch."""
     share_rc = share_rc.numpy()
     density_rc = 0.1 + 0.7 * np.abs(share_rc - 0.5) / reach
     return axes.imshow(share_rc, cmap="coolwarm", vmin=0.5 - reach, vmax=0.5 + reach, alpha=density_rc, **IN_SQUARE)
 
 
-def mark(axes, position_X: torch.Tensor, side: int, *, here: bool) -> None:
+def mark(axes: "Axes", position_X: torch.Tensor, side: int, *, here: bool) -> None:
     """A frame around the patch that looks; dashed in the other frames, where it only says where that was."""
     from matplotlib.patches import Rectangle
 
@@ -137,7 +144,7 @@ def mark(axes, position_X: torch.Tensor, side: int, *, here: bool) -> None:
     axes.add_patch(Rectangle(corner, 1 / side, 1 / side, fill=False, edgecolor="#00e5ff", **style))
 
 
-def colour_bar(figure, drawn, label: str) -> None:
+def colour_bar(figure: "Figure", drawn: "AxesImage", label: str) -> None:
     """What the colours of all panels mean, in per cent."""
     from matplotlib.ticker import MaxNLocator
 
