@@ -18,9 +18,17 @@ from .untrusted import check_finite, foreign_files
 
 
 class AutoPeftModelForVideoClassification:
-    """As peft's `AutoPeftModelFor…`: `from_pretrained(adapter)` gives the base model with the adapter on it."""
+    """As peft's `AutoPeftModelFor…`: `from_pretrained(adapter)` gives the base model with the adapter on it.
+
+    An OSError says so where the class itself is called.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any):
+        """Not to be called.
+
+        Raises:
+            OSError: always; as in peft, `from_pretrained` makes models.
+        """
         raise OSError(f"Use {type(self).__name__}.from_pretrained(pretrained_model_name_or_path).")
 
     @classmethod
@@ -35,10 +43,12 @@ class AutoPeftModelForVideoClassification:
         base_model_name_or_path: str | None = None,
         **kwargs: Any,
     ) -> PeftModel:
-        """
+        """The base model, rebuilt, with a trained adapter on it.
+
         Args:
             pretrained_model_name_or_path: folder or Hub repository of an adapter of hf_i2v; or of another tuner of
                 peft (LoRA) on a video model of hf_i2v, saved by the training script or with `hf_i2v.cards.write_card`.
+            adapter_name, is_trainable, revision, low_cpu_mem_usage: as in peft.
             config: used instead of the saved configuration.
             base_model_name_or_path: where the base is, if it has moved.
             kwargs: for the base model's `from_pretrained` (`dtype`, `device_map`, `quantization_config`, …; also

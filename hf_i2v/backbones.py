@@ -44,22 +44,35 @@ class BlockParts:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A vision transformer inside the model that was searched."""
+    """A vision transformer inside the model that was searched.
 
-    name: str  # its path; "" if the searched model itself is the vision transformer
+    Attributes:
+        name: its path; "" if the searched model itself is the vision transformer. All paths lead from that model.
+        model: the vision transformer.
+        embeddings: its module that makes tokens of pixels, and `embeddings_path`.
+        final_norm: the norm after the blocks, and `final_norm_path`.
+        blocks: its transformer blocks in order, by path.
+        parts: names of a block's own submodules.
+        hidden_size: width D.
+        num_heads: attention heads H.
+        num_prefix_tokens: CLS, distillation and register tokens, which stand before the patches.
+    """
+
+    name: str
     model: nn.Module
     embeddings: nn.Module
     final_norm: nn.Module
-    embeddings_path: str  # paths lead from the model that was searched
+    embeddings_path: str
     final_norm_path: str
-    blocks: dict[str, nn.Module]  # by path
+    blocks: dict[str, nn.Module]
     parts: BlockParts
     hidden_size: int
     num_heads: int
-    num_prefix_tokens: int  # CLS, distillation and register tokens, which stand before the patches
+    num_prefix_tokens: int
 
     @property
     def first_block(self) -> nn.Module:
+        """Block 0."""
         return next(iter(self.blocks.values()))
 
 

@@ -46,7 +46,7 @@ meant for identifying or judging people."""
 def write_card(
     model: nn.Module, folder: str | os.PathLike, facts: CardFacts | None = None, repo_id: str | None = None
 ) -> None:
-    """Write `README.md` for a model or adapter that is saved in `folder`. Arguments as in `create_card`.
+    """Write `README.md` for a model or adapter that is saved in `folder`; `facts` and `repo_id` as in `create_card`.
 
     For an adapter of another tuner of peft (LoRA) also what `AutoPeftModelForVideoClassification` needs of its video
     model; and what was measured, in the form that the Hub's leaderboards read (`.eval_results/`).

@@ -83,10 +83,11 @@ class I2VConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
+        """The image model's width D."""
         return self.image_config.hidden_size
 
     def clip_shape(self, batch_size: int = 1) -> tuple[int, int, int, int, int]:
-        """The shape (B, T, C, h, w) of the pixels that the model works on."""
+        """The shape (B, T, C, h, w) of the pixels that the model works on, B the `batch_size`."""
         return (batch_size, self.num_frames, *image_shape(self.image_config, self.preprocessing))
 
     def _check_values(self, others: dict) -> None:

@@ -117,7 +117,14 @@ def load_released_checkpoint(
 
 
 def to_released_state_dict(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The active adapter and its model in the layout of the paper's released code, without prefixes."""
+    """The active adapter and its model in the layout of the paper's released code, without prefixes.
+
+    Args:
+        model: with one adapter of ZeroI2V, ST-Adapter or AIM.
+
+    Raises:
+        ValueError: another method, for which no code was released.
+    """
     method = model.active_peft_config.method_name
     if method not in METHODS:
         raise ValueError(f"No code was released for {method!r}; the methods with a released layout: {list(METHODS)}")

@@ -20,7 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Cost:
-    """All parameters, trained parameters, and MACs of one forward pass."""
+    """What a model costs.
+
+    Attributes:
+        total_parameters: that a forward pass uses.
+        trainable_parameters: of these, those that are trained.
+        macs: multiply-accumulates of one forward pass.
+    """
 
     total_parameters: int
     trainable_parameters: int
@@ -34,16 +40,18 @@ class Cost:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Parameters that a forward pass uses, and those that are trained. peft's `modules_to_save` keeps
+    """Parameters of `model` that a forward pass uses, and those that are trained. peft's `modules_to_save` keeps
     originals beside the trained copies; they are not counted."""
     used = [p for name, p in model.named_parameters() if ".original_module." not in name]
     return sum(p.numel() for p in used), sum(p.numel() for p in used if p.requires_grad)
 
 
 def count_macs(model: nn.Module, pixel_values_shape: tuple[int, ...], *, as_papers_count: bool = True) -> int:
-    """MACs of one forward pass on pixels of the given shape, (B, T, C, h, w) for a video model.
+    """MACs of one forward pass.
 
     Args:
+        model: on any device; it is not run.
+        pixel_values_shape: (B, T, C, h, w) for a video model, (B, C, h, w) for an image model.
         as_papers_count: count all tokens in all blocks. False: without those that the last block skips because the
             classifier reads the CLS token only.
     """
@@ -57,12 +65,20 @@ def count_macs(model: nn.Module, pixel_values_shape: tuple[int, ...], *, as_pape
 
 
 def cost(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> Cost:
-    """Parameters and MACs of `model` for an input of the given shape."""
+    """Parameters and MACs of `model` for an input of `pixel_values_shape`, see `count_macs`."""
     return Cost(*count_parameters(model), count_macs(model, pixel_values_shape))
 
 
 def merged_macs(model: PeftModel, pixel_values_shape: tuple[int, ...]) -> int | None:
-    """Merge the adapter and count the MACs of one forward pass; None if it cannot be merged."""
+    """MACs of one forward pass with the adapter merged.
+
+    Args:
+        model: with an adapter, which is merged into it.
+        pixel_values_shape: (B, T, C, h, w).
+
+    Returns:
+        None if the adapter cannot be merged.
+    """
     try:
         return count_macs(model.merge_and_unload(), pixel_values_shape)
     except ValueError:
@@ -80,6 +96,10 @@ def activation_bytes(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> i
     """Bytes that autograd keeps between the forward and backward pass of a training step, without parameters.
 
     Dropout's masks are counted. The allocator's cache and temporary buffers are not.
+
+    Args:
+        model: on any device; it is not run.
+        pixel_values_shape: (B, T, C, h, w) of a step's clips.
     """
     model = on_meta(model).train()
     own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
@@ -123,6 +143,8 @@ def latency(
     """Median seconds of a forward pass on the model's device, and half the distance between the quartiles.
 
     Args:
+        model: where it lies and in its dtype.
+        pixel_values_shape: (B, T, C, h, w) of a forward pass's clips.
         rounds: timed forward passes, after one to warm up. After `max_seconds` no further one is started; at least one
             is timed.
     """

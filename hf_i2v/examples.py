@@ -14,7 +14,7 @@ FOLDER = next(
 
 
 def load_example(name: str) -> ModuleType:
-    """A script of examples/ as a module, such as `load_example("run_video_cls").main(argv)`."""
+    """The script `name` of examples/ as a module, such as `load_example("run_video_cls").main(argv)`."""
     if str(FOLDER) not in sys.path:
         sys.path.append(str(FOLDER))
     return importlib.import_module(name)

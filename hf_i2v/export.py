@@ -68,7 +68,13 @@ def export_program(model: I2VForVideoClassification) -> torch.export.ExportedPro
 
 
 def save_program(program: torch.export.ExportedProgram, path: str | Path, metadata: dict | None = None) -> None:
-    """Write the program without the clips that it was traced with; `metadata` becomes its extra file model.json."""
+    """Write the program without the clips that it was traced with.
+
+    Args:
+        program: of `export_program`.
+        path: the file, usually `model.pt2`.
+        metadata: becomes its extra file model.json.
+    """
     kept, program.example_inputs = program.example_inputs, None
     torch.export.save(program, path, extra_files={"model.json": json.dumps(metadata or {})})
     program.example_inputs = kept
@@ -85,6 +91,9 @@ def export_onnx(
     """Write the program as ONNX, its batch dynamic.
 
     Args:
+        program: of `export_program`.
+        path: the file, usually `model.onnx`.
+        opset: ONNX's version of the operators.
         metadata: for the file's own, each value as json.
         names: of inputs and outputs, as `torch.onnx.export` takes them.
 
@@ -99,7 +108,12 @@ def export_onnx(
 
 
 def quantize(path: str | Path, int8_path: str | Path) -> None:
-    """Dynamic int8: the weights of all matrix products are int8, activations are quantised at run time."""
+    """Dynamic int8: the weights of all matrix products are int8, activations are quantised at run time.
+
+    Args:
+        path: an ONNX file of `export_onnx`.
+        int8_path: the file to write.
+    """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -109,7 +123,7 @@ def quantize(path: str | Path, int8_path: str | Path) -> None:
 
 
 class OnnxClassifier:
-    """An exported file, run by onnxruntime: (B, T, C, h, w) → logits (B, num_labels)."""
+    """The exported file at `path`, run by onnxruntime: call it with (B, T, C, h, w) → logits (B, num_labels)."""
 
     def __init__(self, path: str | Path):
         import onnxruntime

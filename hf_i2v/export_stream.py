@@ -77,7 +77,12 @@ def step_description(model: I2VForVideoClassification) -> dict:
 
 
 class OnnxStream:
-    """An exported step, run by onnxruntime: call it with one frame of each stream, (S, C, h, w) → logits."""
+    """An exported step, run by onnxruntime: call it with one frame of each stream, (S, C, h, w) → logits.
+
+    Args:
+        path: `model.stream.onnx`.
+        batch_size: number of streams S.
+    """
 
     def __init__(self, path: str | Path, batch_size: int = 1):
         import onnxruntime
@@ -96,7 +101,7 @@ class OnnxStream:
         return torch.from_numpy(logits)
 
     def reset(self, index: int) -> None:
-        """Let one stream start anew."""
+        """Let stream `index` start anew."""
         for x in self.state.values():
             x[index] = 0
 

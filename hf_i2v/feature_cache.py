@@ -123,7 +123,7 @@ class FeatureCache(Dataset):
         return len(self._indices)
 
     def part(self, indices: Sequence[int]) -> "FeatureCache":
-        """Only these clips of the cache."""
+        """The cache of the clips with these `indices` only."""
         part = copy.copy(self)
         part._indices, part._open = [self._indices[index] for index in indices], OrderedDict()
         if hasattr(part.dataset, "select"):
@@ -145,6 +145,11 @@ class FeatureCache(Dataset):
 
     def clip(self, index: int, *, epoch: int, normalize: bool = True) -> dict:
         """`frozen_features` (without a batch dimension) and `labels` of clip `index`, in an epoch.
+
+        Args:
+            index: of the clip.
+            epoch: which of the cached views it is.
+            normalize: not used; for `ClipLoader`, which says it of pixels.
 
         Raises:
             VideoDecodeError: the video could not be read when the cache was made.

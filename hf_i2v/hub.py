@@ -57,11 +57,16 @@ def push_folder(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> CommitInfo:
-    """Upload a saved model or adapter as one commit. Arguments and errors as in `push_to_hub`.
+    """Upload a saved model or adapter as one commit.
 
     The local path of a base model is left out of the upload. The folder itself is not changed.
 
+    Args:
+        folder: of the model or adapter.
+        repo_id, private, token, commit_message: as in `push_to_hub`.
+
     Raises:
+        HfHubHTTPError: no permission, or the upload failed. A second call continues it.
         ValueError: weights in pickle files, which may run code when they are loaded.
     """
     pickles = sorted(p.name for p in Path(folder).rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"))
@@ -108,6 +113,9 @@ class CheckpointUploads:
 
     A failed upload is logged and does not stop the training. The next one sends only files that have not arrived.
     The caller keeps a checkpoint on disk as long as it is `under_way`.
+
+    Args:
+        repo_id, private, token: as in `push_to_hub`.
     """
 
     def __init__(self, repo_id: str, *, private: bool | None = None, token: str | None = None):
@@ -123,7 +131,7 @@ class CheckpointUploads:
         return self._sent[0] if self._running is not None and not self._running.done() else None
 
     def start(self, folder: str | os.PathLike, name: str) -> bool:
-        """Begin to upload a checkpoint; the commit's message holds `name`.
+        """Begin to upload the checkpoint in `folder`; the commit's message holds `name`.
 
         Returns:
             False if the previous upload is still running. This checkpoint is then uploaded by `wait`, unless a newer

@@ -110,7 +110,8 @@ class LiveClassifier:
             self._clip.clear()
 
     def see(self, picture_Chw: torch.Tensor, seconds: float, *, number: int | None = None) -> LiveAnswer | None:
-        """
+        """Look at one more frame.
+
         Args:
             picture_Chw: uint8 RGB, of any size.
             seconds: when it was shown; must not go back, except after `reset`.

@@ -177,7 +177,8 @@ def merge_error(model: PeftModel, pixel_values: torch.Tensor) -> tuple[nn.Module
 
 @torch.no_grad()
 def merge_difference(model: PeftModel, pixel_values: torch.Tensor) -> float | None:
-    """The second result of `merge_error`, or None if the adapter cannot be merged. The model stays unmerged."""
+    """The largest difference that merging makes to a logit on `pixel_values` (B, T, C, h, w), or None if the adapter
+    cannot be merged. The model stays unmerged."""
     video_model = model.eval().get_base_model()  # without the autocast of accelerate
     pixel_values = pixel_values.to(model.device)
     before = video_model(pixel_values)[0]

@@ -152,7 +152,12 @@ class I2VPreTrainedModel(StreamingModel, PreTrainedModel):
 
 
 class I2VModel(I2VPreTrainedModel):
-    """A video model without a head: (B, T, C, h, w) → a clip feature (B, D)."""
+    """A video model without a head: (B, T, C, h, w) → a clip feature (B, D).
+
+    Args:
+        config: of the video model.
+        image_model: the image model to use, which becomes a part of this one; None: a new one as `config` says.
+    """
 
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # of the model with a head that it is read from
 
@@ -169,7 +174,13 @@ class I2VModel(I2VPreTrainedModel):
 
     @classmethod
     def from_video_backbone(cls, image_model: nn.Module, *, num_frames: int, methods: list[str]) -> "I2VModel":
-        """Wrap an adapted and merged backbone in a model that saves and loads."""
+        """Wrap an adapted and merged backbone in a model that saves and loads.
+
+        Args:
+            image_model: which takes clips by now.
+            num_frames: frames per clip T.
+            methods: names of those that were merged or baked in.
+        """
         name = image_model.name_or_path  # read first: `I2VConfig` clears the name in the image configuration
         config = I2VConfig(image_config=image_model.config, num_frames=num_frames, methods=methods)
         config.base_model, config.preprocessing = hub_name(name), known_preprocessing(name)
@@ -184,10 +195,15 @@ class I2VModel(I2VPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling | tuple:
-        """
+        """Clips → clip features.
+
         Args:
-            pixel_values: (B, T, C, h, w), or (B·T, C, h, w) together with `num_frames`.
-            frozen_features: `FrozenFeatures` instead of pixels, for a model with a side branch (M-adapter).
+            pixel_values: (B, T, C, h, w), or (B·T, C, h, w) together with `num_frames`; normalised, floating-point.
+            num_frames: T; only needed for 4-D pixels.
+            return_dict: False: a tuple. None: as the configuration says.
+            kwargs: `frozen_features`, which are `FrozenFeatures` instead of pixels, for a model with a side branch
+                (M-adapter) or with adapters of the last blocks; and arguments of the image model
+                (`output_hidden_states`, `output_attentions`, …).
 
         Returns:
             `pooler_output` (B, D), `last_hidden_state` (B, T, N, D), and any further output as (B, T, …).
@@ -203,7 +219,14 @@ class I2VModel(I2VPreTrainedModel):
 
 
 class I2VForVideoClassification(I2VPreTrainedModel):
-    """A video model with a classifier: clip feature → dropout → linear → logits (B, num_labels)."""
+    """A video model with a classifier: clip feature → dropout → linear → logits (B, num_labels).
+
+    Made by `from_image_model` or `from_pretrained`.
+
+    Args:
+        config: of the video model.
+        image_model: the image model to use, which becomes a part of this one; None: a new one as `config` says.
+    """
 
     def __init__(self, config: I2VConfig, image_model: nn.Module | None = None):
         super().__init__(config)
@@ -295,10 +318,10 @@ class I2VForVideoClassification(I2VPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> ImageClassifierOutput | tuple:
-        """
+        """Clips → logits, and the loss.
+
         Args:
-            pixel_values: (B, T, C, h, w), or (B·T, C, h, w) together with `num_frames`.
-            frozen_features: `FrozenFeatures` instead of pixels, for a model with a side branch (M-adapter).
+            pixel_values, num_frames, return_dict, kwargs: as in `I2VModel.forward`: (B, T, C, h, w).
             labels: (B,) class indices; for other problem types as in transformers' sequence classification.
 
         Returns:

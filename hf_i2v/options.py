@@ -12,9 +12,12 @@ from .methods.config import METHODS, I2VTunerConfig
 
 
 def tuner_config(tuner: str, pairs: list[str]) -> I2VTunerConfig:
-    """`"st_adapter+inti"` and `["adapter_width=128", "insert_before=[3]"]` as a configuration; values are YAML.
+    """A tuner and its options, as a command line has them, as a configuration.
 
-    An outside method is named `package.module:Config`. Every method that has an option gets it.
+    Args:
+        tuner: methods joined by +, as in "st_adapter+inti"; an outside method is named `package.module:Config`.
+        pairs: options such as "adapter_width=128" and "insert_before=[3]"; values are YAML. Every method that has an
+            option gets it.
 
     Raises:
         SystemExit: a method or an option that does not exist.

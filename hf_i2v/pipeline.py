@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import BatchFeature, PreTrainedModel, VideoClassificationPipeline
+from transformers import PreTrainedModel, VideoClassificationPipeline
+from transformers.image_processing_utils import BatchFeature
 
 from .data.decode import VideoDecodeError
 from .data.transforms import Preprocessing, preprocessing_of_processor
@@ -19,9 +20,9 @@ class I2VVideoClassificationPipeline(VideoClassificationPipeline):
     bytes of a file or decoded frames (`hf_i2v.video_processor.FORMS`); transformers' own takes the first frames of a
     path or URL. Any other model gets what transformers does.
 
-    Args:
-        on_bad_video: "error" stops at a video that cannot be read and names it; "skip" gives an empty list for it, and
-            a warning.
+    Calls take `on_bad_video`: "error" stops at a video that cannot be read and names it; "skip" gives an empty list
+    for it, and a warning. All other arguments, of calls and of the class, are transformers' own (`model`, and
+    in kwargs `top_k`, `num_workers`, `batch_size`, …).
     """
 
     def __init__(self, model: PreTrainedModel, *args: Any, **kwargs: Any):
@@ -32,6 +33,7 @@ class I2VVideoClassificationPipeline(VideoClassificationPipeline):
             self.image_processor = self.video_processor  # transformers asks for one to make batches
 
     def check_model_type(self, supported_models: Any) -> None:
+        """As in transformers; I2V models are supported."""
         if self.model.config.model_type != "i2v":  # transformers knows its own models only
             super().check_model_type(supported_models)
 
@@ -58,6 +60,7 @@ class I2VVideoClassificationPipeline(VideoClassificationPipeline):
         frame_sampling_rate: int | None = None,
         on_bad_video: Literal["error", "skip"] = "error",
     ) -> BatchFeature:
+        """As in transformers: the pixels (1, T, C, h, w) of a video."""
         if self.model.config.model_type != "i2v":
             return super().preprocess(video, num_frames, frame_sampling_rate or 1)
         num_frames = num_frames or self.model.config.num_frames
@@ -86,6 +89,7 @@ class I2VVideoClassificationPipeline(VideoClassificationPipeline):
         return outputs
 
     def postprocess(self, model_outputs: dict, **kwargs: Any) -> list[dict]:
+        """As in transformers; [] for a video that was skipped."""
         if not model_outputs.get("is_readable", True):
             return []
         return super().postprocess(model_outputs, **kwargs)

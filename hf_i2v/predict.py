@@ -28,7 +28,14 @@ from .training.evaluation import as_text, scores
 
 @dataclass
 class Prediction:
-    """The best classes of a video, best first, with their probabilities; or why it has none."""
+    """The best classes of a video; or why it has none.
+
+    Attributes:
+        video: its path.
+        labels: the best classes, best first.
+        scores: their probabilities.
+        error: why the video could not be read; None: it could.
+    """
 
     video: str
     labels: list[str]
@@ -38,6 +45,10 @@ class Prediction:
 
 def load_model(name_or_path: str, device: str | torch.device = "cpu") -> nn.Module:
     """A finished video model, or an adapter on its base, ready to predict.
+
+    Args:
+        name_or_path: folder or Hub repository.
+        device: where it runs.
 
     Raises:
         OSError: there is no such model.

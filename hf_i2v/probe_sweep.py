@@ -207,6 +207,11 @@ def probe_sweep(
         cache: of the training clips.
         heads: how each is trained.
         num_epochs: passes over the clips that are not held out; the learning rates fall as a cosine to zero.
+        batch_size: clips of a step.
+        label_smoothing: share of the target that is given to all classes alike.
+        seed: of the clips that are held out, and of their order.
+        num_workers: processes that read the cache.
+        show: a bar of its progress.
         held_out: share of each class's clips to choose on; one clip at least.
 
     Returns:

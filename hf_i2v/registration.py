@@ -14,6 +14,9 @@ from .tuner import I2VTuner
 def register_method(config_class: type[I2VTunerConfig]) -> type[I2VTunerConfig]:
     """Register a method: a bare decorator on its configuration dataclass. A second call changes nothing.
 
+    Args:
+        config_class: a subclass of `I2VTunerConfig` with `method_name`, `title` and `paper`.
+
     ```python
     @hf_i2v.register_method
     @dataclass

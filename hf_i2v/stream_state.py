@@ -124,7 +124,7 @@ class StreamState:
         self.age, self.kept = cleared.age, cleared.kept
 
     def select(self, index: int | Sequence[int] | torch.Tensor) -> "StreamState":
-        """A state of some of the streams, in the given order: the others leave.
+        """A state of the streams `index`, in this order: the others leave.
 
         Raises:
             IndexError: a stream that does not exist.

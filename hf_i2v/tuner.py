@@ -30,6 +30,9 @@ class I2VTuner(BaseTuner):
 
     A tuner layer is added beside the parts of each adapted block (`sites`), of the embeddings (`temporal`) and of the
     whole backbone (`clip_head`). The model's own modules keep their names.
+
+    Made by `get_peft_model`, which passes `args` and `kwargs`. Raises ValueError where the model holds a tuner
+    already, or cannot take the method.
     """
 
     prefix = "i2v_"
@@ -199,6 +202,10 @@ class I2VTuner(BaseTuner):
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge the linear adapters of all blocks into the weights. `unmerge_adapter` undoes it, and so does an error.
+
+        Args:
+            adapter_names: those to merge; None: the active ones.
+            safe_merge: refuse weights that are not finite.
 
         Raises:
             ValueError: an adapter that is unknown, cannot be merged or, with `safe_merge`, is not finite.

@@ -46,6 +46,7 @@ class I2VVideoProcessor(BaseVideoProcessor):
         Args:
             metadata: `total_num_frames` is read from it.
             num_frames: default: the processor's.
+            kwargs: of transformers; not used.
         """
         num_frames = num_frames or self.num_frames
         return np.array(uniform_indices(num_video_frames=metadata.total_num_frames, num_frames=num_frames))
@@ -58,12 +59,14 @@ class I2VVideoProcessor(BaseVideoProcessor):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """
+        """Videos → pixels.
+
         Args:
             videos: one video or a list of them; see `FORMS`.
             num_frames: frames of a clip; default: the processor's.
             do_sample_frames: False takes all frames of each video.
             return_tensors: "pt" or "np".
+            kwargs: none other is taken; what differs is set on the processor itself.
 
         Returns:
             `pixel_values` (B, T, C, h, w).

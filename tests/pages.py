@@ -83,8 +83,9 @@ def rows(text: str) -> list[list[str]]:
 
 
 def commands(block: Block) -> list[list[str]]:
-    """The command lines of a block, in words. Comments and what stands for any further arguments (…) are left out."""
-    text = re.sub(r"\\\n\s*", " ", block.text)
+    """The command lines of a block, in words. Comments and what stands for any further arguments (…) are left
+    out, a variable is 1."""
+    text = re.sub(r"\$[A-Z_]+", "1", re.sub(r"\\\n\s*", " ", block.text))
     lines = [line for whole in text.splitlines() for line in re.split(r" && ", whole)]
     found = [[word for word in shlex.split(line, comments=True) if word != "…"] for line in lines]
     return [words for words in found if words]

@@ -33,7 +33,8 @@ def callables(name: str):
         yield name, found
         for member, value in vars(found).items():
             value = inspect.unwrap(getattr(value, "__func__", value))
-            if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+            is_ours = isinstance(value, property) or (inspect.isfunction(value) and value.__module__[:7] == "hf_i2v.")
+            if is_ours and not member.startswith("_"):
                 yield f"{name}.{member}", value
     elif callable(found):
         yield name, inspect.unwrap(found)
@@ -93,15 +94,15 @@ def lacking(name: str, value) -> list[str]:
     summary = text.partition("\n")[0]
     found = [] if summary and not re.match(r"(Args|Returns|Raises):", summary) else ["a summary"]
     signature = parameters(value)
-    for parameter in signature:
-        if not re.search(rf"\b{parameter}\b", text):
-            found.append(f"the argument {parameter}")
+    if not summary.startswith("As "):  # in peft, everywhere in transformers, …
+        unsaid = [p for p in signature if not AXES.search(p) and not re.search(rf"\b{p}\b", text)]
+        found += [f"the argument {parameter}" for parameter in unsaid]
     annotated = {n: p.annotation for n, p in signature.items()}
     if inspect.isfunction(value):
         annotated["the result"] = inspect.signature(value).return_annotation
     shapes = SHAPE.search(text)
     for parameter, annotation in annotated.items():
-        is_tensor = annotation is torch.Tensor or "torch.Tensor" in str(annotation)
+        is_tensor = annotation in (torch.Tensor, torch.Tensor | None)
         if is_tensor and not shapes and not AXES.search(parameter):
             found.append(f"the shape of {parameter}")
     found += [f"when it raises {error}" for error in sorted(raised(value)) if error.rpartition(".")[2] not in text]

@@ -236,7 +236,7 @@ def frames_between(reader: VideoReader | FrameFolder, start: float | None, end: 
 
 
 def collate(clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """Batch the items of `VideoClips`: `pixel_values` (B, [V,] T, C, h, w) and `labels` (B,) int64."""
+    """Batch `clips`, items of `VideoClips`: `pixel_values` (B, [V,] T, C, h, w) and `labels` (B,) int64."""
     return {
         "pixel_values": default_collate([clip["pixel_values"] for clip in clips]),  # a worker's go to shared memory
         "labels": torch.tensor([clip["labels"] for clip in clips], dtype=torch.int64),

@@ -19,7 +19,10 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True)
 class ResizeShortSide:
-    """Scale so that the shorter side is `size` pixels, keeping the aspect ratio (longer side rounded down)."""
+    """Scale so that the shorter side is `size` pixels, keeping the aspect ratio (longer side rounded down).
+
+    `interpolation` is "bilinear" or "bicubic".
+    """
 
     size: int
     interpolation: Interpolation = "bilinear"
@@ -125,7 +128,7 @@ class RandomResizedCrop:
         return _resize(crop_TChw, (self.size, self.size), self.interpolation)
 
     def box(self, height: int, width: int, generator: torch.Generator | None) -> tuple[int, int, int, int]:
-        """A random (top, left, height, width) in pixels inside a frame of that height and width."""
+        """A (top, left, height, width) in pixels inside a frame of that height and width, drawn from `generator`."""
         log_ratio = (math.log(self.ratio[0]), math.log(self.ratio[1]))
         for _ in range(10):  # a box drawn too long for the frame is drawn again
             area = height * width * uniform(*self.scale, generator)

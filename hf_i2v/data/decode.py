@@ -125,7 +125,10 @@ class VideoReader:
         return [number / self.fps for number in range(self.num_frames)]
 
     def indices_at(self, seconds: Sequence[float]) -> list[int]:
-        """Numbers of the frames on show at these times, counted from the first frame; the last one stays on show.
+        """Numbers of the frames on show at some times, counted from the first frame; the last one stays on show.
+
+        Args:
+            seconds: the times, since the first frame.
 
         Raises:
             ValueError: a negative time.

@@ -58,7 +58,10 @@ class FrameFolder:
         )
 
     def frames(self, indices: Sequence[int]) -> torch.Tensor:
-        """The frames of these numbers, uint8 RGB (T, C, h, w).
+        """The frames of some numbers, uint8 RGB (T, C, h, w).
+
+        Args:
+            indices: frame numbers from 0, in any order, repeats allowed.
 
         Raises:
             VideoDecodeError: an index out of range, a damaged picture, pictures of several sizes, more than the limits

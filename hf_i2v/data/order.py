@@ -53,6 +53,13 @@ def rank_batches(
 
     Every rank gets the same number of batches. Without `drop_last` the last step is shared out evenly, in batches of
     one size: positions of `num_samples` and more are padding, at most one a rank.
+
+    Args:
+        num_samples: of an epoch.
+        batch_size: samples of a rank in a step.
+        rank, world_size: which of how many processes.
+        drop_last: leave out an incomplete last step.
+        start: where in the epoch to begin.
     """
     step = batch_size * world_size
     while start + step <= num_samples:

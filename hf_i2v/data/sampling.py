@@ -74,6 +74,10 @@ def uniform_clips(
         segment   0 0 0 0 0 0 1 1 1 1 1 1
         clip        0   1   2   0   1   2       -> [[1, 7], [3, 9], [5, 11]]
 
+    Args:
+        num_video_frames, num_frames, policy: as in `uniform_indices`.
+        num_clips: C.
+
     Returns:
         `num_clips` lists of frame numbers. Clips are identical where segments are shorter than `num_clips`.
 

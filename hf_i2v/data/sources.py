@@ -140,7 +140,7 @@ def load_videos(
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of a script for every argument of `load_videos`; see `videos_from_args`."""
+    """Give a `parser` flags for every argument of `load_videos`; see `videos_from_args`."""
     group = parser.add_argument_group("videos", "one of --dataset_name, --train_dir and --train_file")
     add = group.add_argument
     add("--dataset_name", help="data set on the Hub, or a folder that load_dataset takes")
@@ -158,7 +158,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def videos_from_args(args: argparse.Namespace, load: Callable[..., Any] = load_videos) -> Any:
-    """`load_videos` with the flags of `add_data_arguments`; or another function with flags for all its arguments."""
+    """What `load_videos` gives for the flags of `add_data_arguments`.
+
+    Args:
+        args: what the parser made of the command line.
+        load: another function with flags for all its arguments.
+    """
     return load(**{name: getattr(args, name) for name in inspect.signature(load).parameters})
 
 

@@ -43,7 +43,7 @@ class RandomHorizontalFlip:
         return frames_TChw.flip(-1) if self.draw(generator) else frames_TChw
 
     def draw(self, generator: torch.Generator | None) -> bool:
-        """Whether to mirror a clip."""
+        """Whether to mirror a clip, drawn from `generator`."""
         return uniform(0, 1, generator) < self.p
 
 
@@ -87,11 +87,11 @@ class ClipTransform:
         return frames_TChw if self.normalize is None else self.normalize(frames_TChw)
 
     def draw_flip(self, generator: torch.Generator | None) -> bool:
-        """Whether to mirror a clip."""
+        """Whether to mirror a clip, drawn from `generator`."""
         return self.flip is not None and self.flip.draw(generator)
 
     def uint8(self, frames_TChw: torch.Tensor, generator: torch.Generator | None, *, is_flipped: bool) -> torch.Tensor:
-        """All but the normalisation."""
+        """All but the normalisation, uint8 (T, C, h, w), mirrored if it `is_flipped`; drawn from `generator`."""
         for transform in self.pixels:
             frames_TChw = transform(frames_TChw, generator)
         return frames_TChw.flip(-1) if is_flipped else frames_TChw
@@ -176,10 +176,17 @@ def eval_transform(
     interpolation: Interpolation = "bilinear",
     num_crops: int = 1,
 ) -> ClipTransform:
-    """Short side to `size`, centre crop, normalise; nothing random. Arguments and result as in `train_transform`.
+    """Short side to `size`, centre crop, normalise; nothing random.
 
     Args:
-        num_crops: 3 for three crops along the longer side, the result is then (3, T, C, size, size).
+        size, mean, std, interpolation: as in `train_transform`.
+        num_crops: 3 for three crops along the longer side.
+
+    Returns:
+        A transform of uint8 frames (T, C, h, w) to float32 (T, C, size, size), or (3, T, C, size, size).
+
+    Raises:
+        ValueError: another `num_crops`.
     """
     if num_crops not in (1, 3):
         raise ValueError(f"num_crops ({num_crops}) must be 1 or 3")
@@ -213,6 +220,10 @@ class Preprocessing:
     def save_processors(self, folder: str | os.PathLike, *, num_frames: int) -> None:
         """Save an image processor and a video processor, `I2VVideoProcessor`, which spreads `num_frames` frames over
         the whole video. Files that are there already are left alone.
+
+        Args:
+            folder: of the model.
+            num_frames: T of its clips.
         """
         folder = Path(folder)
         if not (folder / "preprocessor_config.json").exists():

@@ -122,6 +122,7 @@ class AttentiveProbe(nn.Module):
         width: D.
         num_heads: of all attentions; must divide `width`.
         num_blocks: self-attention blocks before the cross-attention.
+        mlp_ratio: hidden width of the MLPs over D.
     """
 
     def __init__(self, width: int, *, num_heads: int, num_blocks: int = 3, mlp_ratio: float = 4.0):
@@ -139,6 +140,7 @@ class AttentiveProbe(nn.Module):
             self.pool.mlp[-1].weight /= math.sqrt(2 * max(1, num_blocks))
 
     def forward(self, x_BND: torch.Tensor, there_BN: torch.Tensor | None = None) -> torch.Tensor:
+        """The feature (B, D) of tokens. `there_BN`: which of them there are; None: all."""
         for block in self.blocks:
             x_BND = block(x_BND, there_BN)
         return self.pool(x_BND, there_BN)

@@ -22,7 +22,7 @@ class FrozenFeatures(NamedTuple):
     image_size: tuple[int, int] | None = None  # height and width of the frames that `entering` was made from
 
     def to(self, *args: Any, **kwargs: Any) -> "FrozenFeatures":
-        """All tensors moved, as by `torch.Tensor.to`."""
+        """As `torch.Tensor.to`, for all tensors."""
         return FrozenFeatures(*(x.to(*args, **kwargs) if isinstance(x, torch.Tensor) else x for x in self))
 
 
@@ -49,7 +49,8 @@ class Branch(nn.Module):
         return {"levels": self.levels}
 
     def forward(self, levels_LBTPD: torch.Tensor, feature_BD: torch.Tensor) -> torch.Tensor:
-        """
+        """The clip feature.
+
         Args:
             levels_LBTPD: what was read of each level, maybe in a cache's dtype.
             feature_BD: the frozen model's clip feature.
@@ -71,5 +72,5 @@ class Branch(nn.Module):
     def step(
         self, levels_LSTPD: torch.Tensor, kept: Kept, *, age_S: torch.Tensor, feature_SD: torch.Tensor
     ) -> tuple[torch.Tensor, Kept]:
-        """`forward` on one more frame of each stream (T = 1), see `SiteModule.step`."""
+        """`forward` on one more frame of each stream: feature (S, D) and what is `kept`, see `SiteModule.step`."""
         raise NotImplementedError(f"{type(self).__name__} has no step.")

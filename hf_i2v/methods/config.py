@@ -117,6 +117,12 @@ class I2VTunerConfig(PeftConfig):
         """Replace every default that depends on the model by its value, and check the values against the model.
 
         Called before anything is changed; `num_frames` is known by then.
+
+        Args:
+            backbone: the vision transformer that it will be attached to.
+
+        Raises:
+            ValueError: a value does not fit the model.
         """
         self.pooling = self.pooling or self.default_pooling
         num_blocks = len(backbone.blocks)
@@ -125,12 +131,13 @@ class I2VTunerConfig(PeftConfig):
                 raise ValueError(f"layers_to_transform has {layer}, but the model has blocks 0 to {num_blocks - 1}.")
 
     def describe_model(self, model: nn.Module, backbone: Backbone) -> None:
-        """Record the model that the adapter is attached to. Labels may change later: `to_dict` reads them."""
+        """Record the model, and its `backbone`, that it is attached to. Labels may change: `to_dict` reads them."""
         self.trained_on = shape_of(backbone) | {"weights": weights_sample(backbone.model)}
         if hasattr(model, "i2v"):
             self._video_config = model.config
 
     def to_dict(self) -> dict:
+        """As in peft, with the facts of the model that the adapter is for."""
         if self._video_config is not None:
             self.trained_on["video_model"] = self._video_config.rebuilding_facts()
         return super().to_dict()
@@ -173,11 +180,11 @@ class I2VTunerConfig(PeftConfig):
         return ()
 
     def site_modules(self, backbone: Backbone, layer: int) -> dict[str, SiteModule]:
-        """New modules for the sites of block number `layer`, by site name."""
+        """New modules for the sites of block number `layer` of the `backbone`, by site name."""
         return {}
 
     def block_modules(self, backbone: Backbone, layer: int) -> Iterator[tuple[str, str, SiteModule]]:
-        """Site, method name and a new module, for all that the parts place in block number `layer`.
+        """Site, method name and a new module, for all that the parts place in block `layer` of the `backbone`.
 
         Raises:
             ValueError: a site that does not exist, or where such a module cannot stand.

@@ -58,7 +58,8 @@ class SiteModule(nn.Module):
     def forward(
         self, x_MND: torch.Tensor, *, num_frames: int, norm1: Callable, attend: Callable, **context: object
     ) -> torch.Tensor:
-        """
+        """What takes the place of its input, or at `parallel` is added.
+
         Args:
             x_MND: (B·T, N, D), see the table of this file; frames of one clip are contiguous.
             num_frames: T at this place.

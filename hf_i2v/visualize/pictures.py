@@ -38,6 +38,7 @@ def save(seen: Drawable, path: str | os.PathLike, *, fps: float = 2.0) -> None:
 
     Args:
         seen: of `attention_over_time`, `inti_weights` or `evidence`.
+        path: of the file; its suffix says the kind.
         fps: frames a second of .gif and .mp4.
 
     Raises:
