@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 
 from .backbones import find_backbone
 from .configuration_i2v import VIDEO_MODEL_NAME, hub_arguments
-from .methods.config import I2VTunerConfig
+from .methods.config import METHODS, I2VTunerConfig
 from .modeling_i2v import I2VForVideoClassification
 from .trained_on import has_other_weights
 from .untrusted import check_finite, foreign_files
@@ -67,7 +67,7 @@ class AutoPeftModelForVideoClassification:
         of_the_base = {key: value for key, value in kwargs.items() if key != "subfolder"}
         with foreign_files(pretrained_model_name_or_path):
             if config is None:
-                config = PeftConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **kwargs)
+                config = _saved_config(pretrained_model_name_or_path, revision=revision, **kwargs)
             if base_model_name_or_path is not None:
                 config.base_model_name_or_path = str(base_model_name_or_path)
             base = _base_model(config, str(pretrained_model_name_or_path), where, of_the_base)
@@ -87,6 +87,17 @@ class AutoPeftModelForVideoClassification:
         own = {name: p for name, p in model.named_parameters() if id(p) not in of_base}
         check_finite(own, pretrained_model_name_or_path)
         return model
+
+
+def _saved_config(adapter: str, **kwargs: Any) -> PeftConfig:
+    try:
+        return PeftConfig.from_pretrained(adapter, **kwargs)
+    except KeyError as error:  # peft's tables have no such type
+        raise ValueError(
+            f"{adapter} is of the method {str(error).lower()}, which is none of {list(METHODS)} and none of peft. If "
+            "it is a method of its own, import the file that registers it first; a model finished with bake() or "
+            "merge_and_unload() has that file beside its weights."
+        ) from error
 
 
 def _video_model(config: PeftConfig, adapter: str, where: dict) -> dict | None:

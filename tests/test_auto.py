@@ -1,4 +1,6 @@
-"""AutoPeftModelForVideoClassification: adapters of LoRA on a video model, and bases that have moved."""
+"""AutoPeftModelForVideoClassification: adapters of LoRA on a video model, bases that have moved, unknown methods."""
+
+import json
 
 import pytest
 import torch
@@ -53,3 +55,12 @@ def test_a_local_base_is_found_from_another_folder_or_asked_for(tmp_path, monkey
     with pytest.raises(OSError, match=r"adapter was trained on '.*image', which is not.*base_model_name_or_path="):
         load(tmp_path / "adapter")
     load(tmp_path / "adapter", base_model_name_or_path=tmp_path / "moved")
+
+
+def test_an_adapter_of_an_unknown_method_says_what_to_import(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_adapter("adapter", lora=False)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "SOMEBODYS"}))
+    with pytest.raises(ValueError, match=r"adapter is of the method 'somebodys', .*import the file that registers it"):
+        AutoPeftModelForVideoClassification.from_pretrained("adapter")

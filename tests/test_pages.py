@@ -200,6 +200,21 @@ def test_command_lines_are_understood(only_parsed, capsys):
                     pytest.fail(f"{block}: {' '.join(words)}\n{error!r}\n{capsys.readouterr().err[-500:]}")
 
 
+def test_command_lines_in_the_text_are_understood(only_parsed, capsys):
+    """Whole ones between backticks, such as `hf-i2v demo --model my-video-model`."""
+    lines = [code.split() for page in PAGES for code in inline_code(page.read_text()) if code.startswith("hf-i2v ")]
+    for words in lines:
+        if len(words) > 2 and "…" not in "".join(words) and not _lacks(words[1]):
+            try:
+                understood(words)
+            except SystemExit:
+                pytest.fail(f"{' '.join(words)}\n{capsys.readouterr().err[-300:]}")
+
+
+def _lacks(command: str) -> bool:
+    return not all(map(importlib.util.find_spec, hf_i2v_cli.COMMANDS[command].needs))
+
+
 OF_OTHERS = {  # options that the pages name, of pip, accelerate, torchrun, ffmpeg, hf_i2v_cli
     *(
         "--constraint",
@@ -218,8 +233,7 @@ def test_options_in_the_text_exist(only_parsed, monkeypatch):
     """What the pages say between backticks, such as `--eval_steps 100`."""
     parsers = []
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda self, *a, **k: parsers.append(self) or (1 / 0))
-    commands_here = [c for c in hf_i2v_cli.COMMANDS.values() if all(map(importlib.util.find_spec, c.needs))]
-    sources = {command.source for command in commands_here}
+    sources = {command.source for name, command in hf_i2v_cli.COMMANDS.items() if not _lacks(name)}
     for source in sources:
         module = importlib.import_module(source) if "." in source else load_example(source)
         with pytest.raises(ZeroDivisionError):
