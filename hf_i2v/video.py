@@ -130,7 +130,7 @@ class VideoBackbone(Swapped):
         step: Step | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ):
+    ) -> BaseModelOutputWithPooling | tuple:
         branch = self.working_branch()
         inner = {name: self._wants(name, kwargs) for name in ("output_hidden_states", "output_attentions")}
         prefix_only = prefix_only and self.feature_reads_prefix and branch is None and not any(inner.values())

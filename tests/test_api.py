@@ -138,6 +138,26 @@ def test_what_other_pages_import_is_on_the_api_pages():
                     assert not unknown, f"{page.name} imports {unknown}"
 
 
+def untyped(body: list[ast.stmt], prefix: str = "") -> list[str]:
+    """Public functions and methods with an argument or a result that has no type."""
+    found = []
+    for node in body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            found += untyped(node.body, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.FunctionDef) and (not node.name.startswith("_") or node.name == "__init__"):
+            args = node.args
+            every = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
+            names = [a.arg for a in every if a is not None and a.annotation is None]
+            names = [name for name in names if name not in ("self", "cls")]
+            if names or (node.returns is None and node.name != "__init__"):
+                found.append(f"{prefix}{node.name}({', '.join(names)})")
+    return found
+
+
+def test_every_public_signature_is_typed():
+    assert not [name for path in (ROOT / "hf_i2v").rglob("*.py") for name in untyped(ast.parse(path.read_text()).body)]
+
+
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_public_name_says_all(name):
     assert lacking(name, SHOWN[name]) == []

@@ -3,6 +3,7 @@ defaults and quotations are those of the files that they come from."""
 
 import argparse
 import ast
+import csv
 import dataclasses
 import importlib.util
 import os
@@ -25,6 +26,7 @@ import hf_i2v_cli
 from hf_i2v import METHODS, I2VForVideoClassification, I2VTunerConfig, ZeroI2VConfig
 from hf_i2v.data import Preprocessing
 from hf_i2v.examples import load_example
+from hf_i2v.options import default_learning_rate
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
@@ -323,9 +325,68 @@ def test_the_readme_counts_what_the_benchmark_counts():
     assert {"aim", "inti", "frame2freq"} <= set(counted)
 
 
-@pytest.mark.parametrize(
-    "method", [name for name in METHODS if METHODS[name].__module__.startswith("hf_i2v.methods.")]
-)
+OWN = [name for name in METHODS if METHODS[name].__module__.startswith("hf_i2v.methods.")]
+COST, MACS = "benchmarks/training_cost.md", "benchmarks/methods.md"
+SENTENCES = [  # page, words with figures, the file that has them, rows and columns there; or per cent more than plain
+    (
+        "README.md",
+        r"ZeroI2V (\S+) and ([\d.]+), ST-Adapter (\S+) and ([\d.]+)\), and a step of AIM .*? \((\S+) and ([\d.]+)\)",
+        COST,
+        [(method, column) for method in ("ZeroI2V", "ST-Adapter", "AIM") for column in (4, 5)],
+    ),
+    (
+        "README.md",
+        r"plain image model: (\S+) G and (\S+) G",
+        MACS,
+        [("plain image model", 3), ("plain image model", 7)],
+    ),
+    ("docs/methods/st_adapter.md", r"at B/16 it adds\s(\d+) %", MACS, [("ST-Adapter 12×384", "more")]),
+    ("docs/methods/aim.md", r"costs (\d+) % more than", MACS, [("AIM", "more")]),
+]
+
+
+@pytest.mark.parametrize(("page", "words", "source", "places"), SENTENCES)
+def test_figures_in_sentences_are_those_of_the_benchmark(page, words, source, places):
+    measured = {row[0]: row for row in rows((ROOT / source).read_text())}
+    expected = []
+    for name, place in places:
+        if place == "more":
+            more = float(measured[name][3]) / float(measured["plain image model"][3]) - 1
+            expected.append(f"{100 * more:.0f}")
+        else:
+            expected.append(measured[name][place])
+    assert list(re.search(words, (ROOT / page).read_text(), re.DOTALL).groups()) == expected
+
+
+def test_the_training_page_says_what_a_cache_gains():
+    with open(ROOT / "benchmarks" / "from_cache.csv") as file:
+        ratios = {row["what"]: float(row["ratio"]) for row in csv.DictReader(file)}
+    names = {
+        "attentive probe without self-attention (`num_blocks=0`)": "attentive probe, 0+1 blocks",
+        "attentive probe, V-JEPA 2's": "attentive probe, 3+1 blocks",
+        "ST-Adapter in the last 3 of 12 blocks": "ST-Adapter in the last 3 of 12",
+        "Frame2Freq in the last 3 of 12 blocks": "Frame2Freq in the last 3 of 12",
+    }
+    parts = (": epoch without / with cache", ": 20 heads / 1 head, an epoch from the cache")
+    found = 0
+    for row in rows((ROOT / "docs" / "training.md").read_text()):
+        for said, part in zip(row[1:3], parts, strict=False):
+            what = names.get(row[0], row[0]) + part
+            if what in ratios:
+                assert said == (f"{ratios[what]:.0f}" if ratios[what] >= 10 else f"{ratios[what]:.1f}"), what
+                found += 1
+    assert found == len(ratios)
+
+
+def test_the_training_page_says_the_learning_rates():
+    text = (ROOT / "docs" / "training.md").read_text()
+    table = text[text.index("| tuner | default learning rate |") :].partition("\n\n")[0]
+    said = {name: float(row[1]) for row in rows(table)[1:] for name in re.findall(r"`([a-z0-9_+]+)`", row[0])}
+    assert said == {name: default_learning_rate(name) for name in said}
+    assert set(OWN) <= said.keys()
+
+
+@pytest.mark.parametrize("method", OWN)
 def test_every_method_has_a_page(method):
     page = (ROOT / "docs" / "methods" / f"{method}.md").read_text()
     for heading in (
