@@ -32,8 +32,7 @@ TITLES = {  # of files that are a table without a heading
     "benchmarks/training_cost.md": "What a training step costs",
 }
 PICTURES = ("benchmarks/compare/results", "benchmarks/scaling.png")
-LINK = re.compile(r"(\]\()([^()\s]+)(\))")
-CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
+CODE_OR_LINK = re.compile(r"^```.*?^```$|`[^`\n]*`|\]\(([^()\s]+)\)", re.DOTALL | re.MULTILINE)  # no link in code
 
 log = logging.getLogger("mkdocs.hooks")
 
@@ -82,7 +81,7 @@ def target_of(link: str, page: str) -> str:
 
 def links(markdown: str) -> list[str]:
     """The links of a page, without those in code."""
-    return [match[2] for match in LINK.finditer(CODE.sub("", markdown))]
+    return [match[1] for match in CODE_OR_LINK.finditer(markdown) if match[1]]
 
 
 def on_files(files, config):
@@ -97,14 +96,11 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    kept = []  # code: what looks like a link there is none
-    without_code = CODE.sub(lambda match: f"\0{len(kept)}\0{kept.append(match[0]) or ''}", markdown)
-
     def moved(match):
         try:
-            return match[1] + target_of(match[2], page.file.src_uri) + match[3]
+            return f"]({target_of(match[1], page.file.src_uri)})" if match[1] else match[0]
         except FileNotFoundError as error:
             log.warning(str(error))
             return match[0]
 
-    return re.sub(r"\0(\d+)\0", lambda match: kept[int(match[1])], LINK.sub(moved, without_code))
+    return CODE_OR_LINK.sub(moved, markdown)
