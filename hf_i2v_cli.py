@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": Command("hf_i2v.predict", "the best classes of videos, as a table, csv or json"),
     "archive": Command("predict_videos", "tables of whole archives and long files: windows, events, embeddings"),
     "check": Command("check_videos", "read every video of a data set and list those that cannot be used"),
+    "prepare": Command("hf_i2v.prepare", "make videos quick to read: small, key frames close together, no sound"),
     "export": Command(
         "hf_i2v.export", "ONNX and torch.export files of a model", ("onnx", "onnxruntime", "onnxscript"), "export"
     ),

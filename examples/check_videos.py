@@ -9,13 +9,8 @@ decodes it is one, too, and so is one that FFmpeg does not come back from. The e
 """
 
 import argparse
-import faulthandler
 import json
-import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,6 +19,7 @@ from hf_i2v.data import ReadLimits, VideoDecodeError, add_data_arguments, open_v
 from hf_i2v.data.clips import frames_between
 from hf_i2v.data.failures import bad_video
 from hf_i2v.data.fingerprints import common_folder
+from hf_i2v.data.in_processes import LOST, in_processes, watched
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,13 +40,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def check(row: dict, num_frames: int | None, seconds: float) -> str | None:
     """What is wrong with a video, or None; frames are decoded in parts, so that long videos fit in memory. Opening
     and each part may take so many seconds; where FFmpeg does not come back, the process ends after twice as many."""
-
-    def watch() -> None:
-        faulthandler.dump_traceback_later(min(2 * seconds, threading.TIMEOUT_MAX), exit=True)
-
-    watch()
     try:
-        with open_video(row, limits=ReadLimits(seconds=seconds)) as video:
+        with watched(seconds) as watch, open_video(row, limits=ReadLimits(seconds=seconds)) as video:
             first, length = 0, video.num_frames
             if row.get("start") is not None or row.get("end") is not None:
                 first, length = frames_between(video, row["start"], row["end"])
@@ -64,54 +55,21 @@ def check(row: dict, num_frames: int | None, seconds: float) -> str | None:
         return str(error)
     except Exception as error:  # a scan goes on, whatever a file makes a library do
         return f"{row['video']['path']}: {type(error).__name__}: {error}"
-    finally:
-        faulthandler.cancel_dump_traceback_later()
     return None
 
 
 def bad_videos(rows, how: tuple[int | None, float], num_workers: int, title: str) -> Iterator[dict]:
     """Bad videos as they are found; `how` are the other arguments of `check`."""
-    waiting, root = list(range(len(rows)))[::-1], common_folder(rows)
+    root = common_folder(rows)
     with tqdm(total=len(rows), desc=title, unit="video") as progress:
-        while waiting:
-            suspects = []
-            for index, reason in _checked(rows, waiting, how, num_workers, suspects):
-                progress.update()
-                if reason is not None:
-                    yield bad_video(rows[index], index, reason, root)
-            for index in suspects:  # each in a process of its own, one of them dies again
-                lost = []
-                reasons = [reason for _, reason in _checked(rows, [index], how, 1, lost)]
-                progress.update()
-                if lost:
-                    reasons = [
-                        f"{rows[index]['video']['path']}: decoding it kills the process, or one step of it takes "
-                        f"longer than twice the {how[1]:g} seconds of --video_timeout"
-                    ]
-                if reasons[0] is not None:
-                    yield bad_video(rows[index], index, reasons[0], root)
-
-
-def _checked(
-    rows, waiting: list[int], how: tuple[int | None, float], num_workers: int, lost: list[int]
-) -> Iterator[tuple[int, str | None]]:
-    """Take videos from the end of `waiting` and give each with what is wrong with it, until none is left or a worker
-    dies; then `lost` are those that were under way."""
-    at_work: dict[Future, int] = {}
-    context = get_context("forkserver")  # a fork of this process would copy locks that its threads hold
-    context.set_forkserver_preload(["hf_i2v.data"])
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        while waiting or at_work:
-            try:
-                while waiting and len(at_work) < 2 * num_workers:
-                    future = pool.submit(check, rows[waiting[-1]], *how)
-                    at_work[future] = waiting.pop()
-                for future in wait(at_work, return_when=FIRST_COMPLETED).done:
-                    reason = future.result()
-                    yield at_work.pop(future), reason
-            except BrokenProcessPool:
-                lost += sorted(at_work.values())
-                return
+        for index, reason, is_lost in in_processes(
+            check, range(len(rows)), lambda number: (rows[number], *how), num_workers
+        ):
+            progress.update()
+            if is_lost:
+                reason = f"{rows[index]['video']['path']}: {LOST.format(how[1])}"
+            if reason is not None:
+                yield bad_video(rows[index], index, reason, root)
 
 
 def main(argv: list[str] | None = None) -> int:

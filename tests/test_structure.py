@@ -48,6 +48,6 @@ def test_no_upward_import():
             assert all(other.startswith("hf_i2v.data") for other in imported - {"hf_i2v.untrusted"}), name
         if room == ["methods"]:
             assert not imported & MACHINERY, name
-        on_top = (["training"], ["train"], ["archives"], ["predict"], ["visualize"])
+        on_top = (["training"], ["train"], ["archives"], ["predict"], ["prepare"], ["visualize"])
         if room not in on_top:
             assert not any(other.startswith("hf_i2v.training") for other in imported), name

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -117,12 +118,21 @@ class VideoReader:
         Raises:
             VideoDecodeError: the file has no usable time stamps and no frame rate.
         """
+        ticks, tick = self.ticks()
+        return [float(time * tick) for time in ticks]
+
+    def ticks(self) -> tuple[list[int], Fraction]:
+        """When each frame is shown, in ticks from the first, and the seconds of a tick: `times`, but exactly.
+
+        Raises:
+            VideoDecodeError: see `times`.
+        """
         if self._table is not None:
-            base, pts = self._stream.time_base, [self._packets.pts[position] for position in self._table]
-            return [float((time - pts[0]) * base) for time in pts]
-        if self.fps is None:
+            pts = [self._packets.pts[position] for position in self._table]
+            return [time - pts[0] for time in pts], self._stream.time_base
+        if not self._stream.average_rate:
             raise VideoDecodeError(f"{self.name}: no time stamps and no frame rate, seconds mean nothing in it")
-        return [number / self.fps for number in range(self.num_frames)]
+        return list(range(self.num_frames)), 1 / self._stream.average_rate
 
     def indices_at(self, seconds: Sequence[float]) -> list[int]:
         """Numbers of the frames on show at some times, counted from the first frame; the last one stays on show.
@@ -178,7 +188,7 @@ class VideoReader:
             video_ThwC = video_ThwC[[place[index] for index in indices]]
         return torch.from_numpy(video_ThwC).permute(0, 3, 1, 2)
 
-    def each(self, indices: Sequence[int]) -> Iterator[torch.Tensor]:
+    def each(self, indices: Sequence[int], *, short_side: int | None = None) -> Iterator[torch.Tensor]:
         """Decode the frames of these numbers in one pass and give them one by one, so that memory holds one of them.
 
         No picture is decoded twice, unless damage turns up: then everything is decoded from the start, as `frames`
@@ -186,6 +196,7 @@ class VideoReader:
 
         Args:
             indices: frame numbers from 0, ascending, without repeats.
+            short_side: see `frames`.
 
         Yields:
             uint8 RGB of shape (C, h, w), as `frames` gives it.
@@ -198,11 +209,11 @@ class VideoReader:
         if any(after <= before for before, after in itertools.pairwise(wanted)):
             raise ValueError(f"{self.name}: frame numbers must ascend from 0 to {self.num_frames - 1}, got {indices}")
         with self._clock.reading():
-            for frame_hwC in self._one_pass(wanted[1:-1]):
+            for frame_hwC in self._one_pass(wanted[1:-1], short_side):
                 yield torch.from_numpy(frame_hwC.copy()).permute(2, 0, 1)
                 self._clock.start()  # what the caller did with it took none of the video's time
 
-    def _one_pass(self, wanted: list[int]) -> Iterator[np.ndarray]:
+    def _one_pass(self, wanted: list[int], short_side: int | None) -> Iterator[np.ndarray]:
         given = 0
         if self._table is not None:
             number_at = {self._packets.pts[self._table[number]]: number for number in wanted}
@@ -212,14 +223,14 @@ class VideoReader:
                     if is_damaged or (number is not None and number != wanted[given]):
                         break
                     if number is not None:
-                        yield self._to_rgb(frame, None)
+                        yield self._to_rgb(frame, short_side)
                         given += 1
                         if given == len(wanted):
                             return
             except av.error.FFmpegError:
                 pass  # only decoding everything can tell
         if given < len(wanted):
-            yield from self._count_up_to(wanted[given:], None)
+            yield from self._count_up_to(wanted[given:], short_side)
 
     def _seek_and_decode(self, wanted: list[int], short_side: int | None) -> np.ndarray | None:
         """The wanted frames through the table, or None where only decoding everything can tell: no table, an error,
