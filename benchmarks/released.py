@@ -1,4 +1,4 @@
-"""The papers' released models at ViT-B/16, from checkouts that whoever runs a benchmark has made:
+"""The papers' released models at ViT-B/16 and L/14, from checkouts that whoever runs a benchmark has made:
 
     git clone https://github.com/linziyi96/st-adapter
     git clone https://github.com/taoyang1122/adapt-image-models
@@ -17,7 +17,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-B16 = {"input_resolution": 224, "patch_size": 16, "width": 768, "layers": 12, "heads": 12}
+SIZES = {
+    "B/16": {"input_resolution": 224, "patch_size": 16, "width": 768, "layers": 12, "heads": 12},
+    "L/14": {"input_resolution": 224, "patch_size": 14, "width": 1024, "layers": 24, "heads": 16},
+}
 
 
 class _DropPath(nn.Module):
@@ -28,7 +31,7 @@ class _DropPath(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return x
-        keep = torch.empty(x.shape[0], *(1,) * (x.ndim - 1), dtype=x.dtype).bernoulli_(1 - self.probability)
+        keep = x.new_empty(x.shape[0], *(1,) * (x.ndim - 1)).bernoulli_(1 - self.probability)
         return x * keep / (1 - self.probability)
 
 
@@ -81,7 +84,12 @@ def _load(name: str, file: Path) -> types.ModuleType:
     return module
 
 
-def released_models(folder: Path, num_frames: int) -> dict:
+def trained_parameters(name: str) -> tuple[str, ...]:
+    """Parts of the names of the parameters that the released code trains, of a model of `released_models`."""
+    return ("dapter", "temporal_embedding", "fc.") if name.startswith("st") else ("dapter", "temporal", "ln_post")
+
+
+def released_models(folder: Path, num_frames: int, size: str = "B/16") -> dict:
     """Makers of the released models, by the names of our methods; `zeroi2v merged` is what its merge script fills.
 
     Each takes pixels (B, C, T, h, w). Raises FileNotFoundError where a checkout is missing.
@@ -106,20 +114,22 @@ def released_models(folder: Path, num_frames: int) -> dict:
             if name.partition(".")[0] in ("configs", "clip", "timm", "mmcv", "mmengine", "mmaction", "models_adapter"):
                 del sys.modules[name]
 
+    shape = SIZES[size]
+
     def make_st_adapter(pre_attn: bool):
         model = st_adapter.VisionTransformer(
-            **B16,
+            **shape,
             num_classes=400,
             adapter_width=384,
-            adapter_layers=12,
+            adapter_layers=shape["layers"],
             adapter_kernel_size=(3, 1, 1),
             adapter_pre_attn=pre_attn,
             adapter_pre_mlp=True,
         )
         return model.float()  # at equal precision: it keeps its frozen weights in half
 
-    shift = {"shift_div": 12, "divide_head": False}
-    aim_options = {**B16, "num_frames": num_frames, "drop_path_rate": 0.2}
+    shift = {"shift_div": shape["heads"], "divide_head": False}
+    aim_options = {**shape, "num_frames": num_frames, "drop_path_rate": 0.2}
 
     def initialised(model):
         model.init_weights()
@@ -131,7 +141,7 @@ def released_models(folder: Path, num_frames: int) -> dict:
         "aim": lambda: initialised(aim.ViT_CLIP(**aim_options)),
         "aim ssv2": lambda: initialised(aim.ViT_CLIP(**aim_options, num_tadapter=2, adapter_scale=1.0)),
         "zeroi2v": lambda: initialised(
-            zero.ViT_Zero_CLIP(**B16, num_frames=num_frames, num_tadapter=2, stdha_cfg=shift)
+            zero.ViT_Zero_CLIP(**shape, num_frames=num_frames, num_tadapter=2, stdha_cfg=shift)
         ),
-        "zeroi2v merged": lambda: merged.ViT_Zero_CLIP_eval(**B16, num_frames=num_frames, stdha_cfg=shift),
+        "zeroi2v merged": lambda: merged.ViT_Zero_CLIP_eval(**shape, num_frames=num_frames, stdha_cfg=shift),
     }

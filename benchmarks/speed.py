@@ -153,12 +153,11 @@ def our_step(name: str, args):
 
 
 def released_step(name: str, args):
+    from released import trained_parameters
+
     model = released(args)[name]().train()
     for parameter_name, parameter in model.named_parameters():
-        trained = (
-            ("dapter", "temporal_embedding", "fc.") if name.startswith("st") else ("dapter", "temporal", "ln_post")
-        )
-        parameter.requires_grad_(any(part in parameter_name for part in trained))
+        parameter.requires_grad_(any(part in parameter_name for part in trained_parameters(name)))
     return training_step(model, torch.randn(1, 3, args.num_frames, 224, 224))
 
 

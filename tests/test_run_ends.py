@@ -71,6 +71,7 @@ def test_a_plain_run_without_noise(arguments, tmp_path):
     for key in (
         "train_runtime",
         "train_clips_per_second",
+        "train_data_wait",
         "train_loss",
         "peak_memory_gib",
         "eval_runtime",

@@ -152,7 +152,17 @@ def _say_once(message: str, *args) -> None:
 def _resize(frames_TChw: torch.Tensor, size: tuple[int, int], interpolation: Interpolation) -> torch.Tensor:
     if frames_TChw.shape[-2:] == size:
         return frames_TChw
-    return F.interpolate(frames_TChw, size=size, mode=interpolation, antialias=True, align_corners=False)
+    if frames_TChw.device.type == "cpu":
+        return F.interpolate(frames_TChw, size=size, mode=interpolation, antialias=True, align_corners=False)
+    return _resize_as_floats(frames_TChw, size, interpolation)
+
+
+def _resize_as_floats(frames_TChw: torch.Tensor, size: tuple[int, int], interpolation: Interpolation) -> torch.Tensor:
+    """At most one level apart: GPUs have no such kernel for bytes."""
+    floats_TChw = F.interpolate(
+        frames_TChw.float(), size=size, mode=interpolation, antialias=True, align_corners=False
+    )
+    return floats_TChw.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def uniform(low: float, high: float, generator: torch.Generator | None) -> float:

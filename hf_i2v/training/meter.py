@@ -14,12 +14,12 @@ class Meter:
     """Since it was read last: mean loss, clips per second of all processes, the share of time spent waiting for data;
     and the peak of memory (of the device, or of the process where that is the CPU).
 
-    Its state is the time and the clips of the whole training, so that a run that goes on counts on.
+    Its state is the time, the waiting and the clips of the whole training, so that a run that goes on counts on.
     """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.total = {"seconds": 0.0, "clips": 0, "loss": None}
+        self.total = {"seconds": 0.0, "waited": 0.0, "clips": 0, "loss": None}
         self._start()
 
     def _start(self) -> None:
@@ -72,19 +72,22 @@ class Meter:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def results(self) -> dict[str, float]:
-        """Of the whole training: seconds without evaluations, clips per second, the loss as read last, memory."""
+        """Of the whole training: seconds without evaluations, clips per second, the share of the time spent waiting
+        for data, the loss as read last, memory."""
         total = self.state_dict()
         return {
             "train_runtime": round(total["seconds"], 3),
             "train_clips_per_second": round(total["clips"] / max(total["seconds"], 1e-9), 3),
+            "train_data_wait": round(total["waited"] / max(total["seconds"], 1e-9), 4),
             "train_loss": total["loss"],
             "peak_memory_gib": round(self.peak_memory_gib(), 3),
         }
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self.total["seconds"] + (time.perf_counter() - self.since if self.batches else 0.0)
-        return self.total | {"seconds": seconds, "clips": self.total["clips"] + self.clips}
+        waited = self.total["waited"] + (self.waited if self.batches else 0.0)
+        return self.total | {"seconds": seconds, "waited": waited, "clips": self.total["clips"] + self.clips}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.total = dict(state)
+        self.total = {"waited": 0.0, **state}  # younger than some checkpoints
         self._start()

@@ -20,6 +20,7 @@ from hf_i2v.data import (
     preprocessing_from_pretrained,
     train_transform,
 )
+from hf_i2v.data.crops import _resize, _resize_as_floats
 
 MEAN, STD = (0.1, 0.5, 0.9), (0.2, 0.25, 0.5)
 
@@ -48,6 +49,15 @@ def test_short_side(height, width, new, interpolation):
     resized_TChw = ResizeShortSide(20, interpolation)(frames_TChw)
     assert resized_TChw.shape == (3, 3, *new)
     assert resized_TChw.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_scaling_as_devices_do_it(interpolation):
+    frames_TChw = torch.from_numpy(picture()).permute(2, 0, 1)[None]
+    for size in ((112, 150), (200, 300)):
+        scaled_TChw = _resize_as_floats(frames_TChw, size, interpolation)
+        difference_TChw = scaled_TChw.int() - _resize(frames_TChw, size, interpolation).int()
+        assert scaled_TChw.dtype == torch.uint8 and difference_TChw.abs().max() <= 1, difference_TChw.abs().max()
 
 
 def test_center_crop():
