@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import re
 import time
 from pathlib import Path
@@ -49,6 +50,7 @@ from hf_i2v.data import (
     ReadLimits,
     VideoClips,
     add_data_arguments,
+    default_num_workers,
     eval_transform,
     preprocessing_from_pretrained,
     train_transform,
@@ -132,7 +134,8 @@ free("--video_timeout", type=float, default=300.0, help="seconds; a video that t
 free("--on_bad_video", choices=["error", "skip", "substitute"], help="default: substitute, in evaluation skip")
 free("--max_bad_fraction", type=float, default=0.01, help="stop above this share of unreadable videos,")
 free("--min_bad_videos", type=positive, default=5, help="but never below so many; all are listed in bad_videos.jsonl")
-free("--dataloader_num_workers", type=int, default=0, help="processes that decode")
+here("--dataloader_num_workers", type=int, help="processes that decode; default: 0 on a CPU, else docs/training.md")
+here("--dataloader_prefetch_factor", type=positive, help="batches that each of them makes in advance; default: 2")
 
 # training without the frozen part of the model: probes, M-adapter, and adapters of the last blocks only
 here("--cache_features", type=Path, help="keep what the frozen part gives in this folder, and train from there")
@@ -340,7 +343,7 @@ def build_loaders(args: argparse.Namespace, train_clips, eval_clips: VideoClips,
         "max_bad_fraction": args.max_bad_fraction,
         "min_bad_videos": args.min_bad_videos,
         "bad_videos_file": args.output_dir / "bad_videos.jsonl",
-        "pin_memory": accelerator.device.type == "cuda",
+        "prefetch_factor": args.dataloader_prefetch_factor,
         "device": accelerator.device,
     }
     mixes = args.mixup_alpha or args.cutmix_alpha
@@ -456,6 +459,13 @@ def main(argv: list[str] | None = None) -> None:
     args.num_labels = len(names)
     preprocessing = preprocessing_from_pretrained(args.model_name_or_path)
     train_clips, eval_clips = build_clips(args, videos, preprocessing)
+    if args.dataloader_num_workers is None:
+        clips = max(args.per_device_train_batch_size, args.per_device_eval_batch_size)
+        args.dataloader_num_workers = default_num_workers(
+            accelerator.device.type,
+            batch_bytes=clips * args.num_frames * 3 * preprocessing.size**2,
+            processes=int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)),
+        )
 
     # model, optimiser, schedule
     model = build_model(args, names)

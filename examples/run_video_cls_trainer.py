@@ -60,7 +60,7 @@ def training_arguments(args) -> TrainingArguments:
         logging_steps=args.logging_steps,
         report_to=args.report_to if args.with_tracking else "none",
         save_total_limit=args.checkpoints_total_limit,
-        dataloader_num_workers=args.dataloader_num_workers,
+        dataloader_num_workers=args.dataloader_num_workers or 0,
         remove_unused_columns=False,  # clips are no rows of a table
         label_names=["labels"],
         use_cpu=not torch.accelerator.is_available(),

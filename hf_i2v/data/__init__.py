@@ -28,6 +28,7 @@ from .transforms import (
     preprocessing_from_pretrained,
     train_transform,
 )
+from .workers import default_num_workers
 
 __all__ = [
     "CenterCrop",
@@ -57,6 +58,7 @@ __all__ = [
     "add_data_arguments",
     "collate",
     "decode_frames",
+    "default_num_workers",
     "dense_indices",
     "epoch_order",
     "eval_transform",

@@ -15,10 +15,11 @@ Shape suffixes: T frame, C channel, h height, w width.
 import bisect
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -188,7 +189,7 @@ class VideoReader:
             video_ThwC = video_ThwC[[place[index] for index in indices]]
         return torch.from_numpy(video_ThwC).permute(0, 3, 1, 2)
 
-    def each(self, indices: Sequence[int], *, short_side: int | None = None) -> Iterator[torch.Tensor]:
+    def each(self, indices: Sequence[int]) -> Iterator[torch.Tensor]:
         """Decode the frames of these numbers in one pass and give them one by one, so that memory holds one of them.
 
         No picture is decoded twice, unless damage turns up: then everything is decoded from the start, as `frames`
@@ -196,7 +197,6 @@ class VideoReader:
 
         Args:
             indices: frame numbers from 0, ascending, without repeats.
-            short_side: see `frames`.
 
         Yields:
             uint8 RGB of shape (C, h, w), as `frames` gives it.
@@ -205,15 +205,22 @@ class VideoReader:
             VideoDecodeError: see `frames`; while iterating, at the frame that cannot be had.
             ValueError: numbers that do not ascend, or are out of range.
         """
+        return self._each(indices, lambda frame: torch.from_numpy(self._to_rgb(frame, None).copy()).permute(2, 0, 1))
+
+    def pictures(self, indices: Sequence[int]) -> Iterator[av.VideoFrame]:
+        """`each`, as the decoder gives them: neither converted to RGB nor rotated."""
+        return self._each(indices, lambda frame: frame)
+
+    def _each(self, indices: Sequence[int], converted: Callable[[av.VideoFrame], Any]) -> Iterator[Any]:
         wanted = [-1, *map(int, indices), self.num_frames]
         if any(after <= before for before, after in itertools.pairwise(wanted)):
             raise ValueError(f"{self.name}: frame numbers must ascend from 0 to {self.num_frames - 1}, got {indices}")
         with self._clock.reading():
-            for frame_hwC in self._one_pass(wanted[1:-1], short_side):
-                yield torch.from_numpy(frame_hwC.copy()).permute(2, 0, 1)
+            for picture in self._one_pass(wanted[1:-1], converted):
+                yield picture
                 self._clock.start()  # what the caller did with it took none of the video's time
 
-    def _one_pass(self, wanted: list[int], short_side: int | None) -> Iterator[np.ndarray]:
+    def _one_pass(self, wanted: list[int], converted: Callable[[av.VideoFrame], Any]) -> Iterator[Any]:
         given = 0
         if self._table is not None:
             number_at = {self._packets.pts[self._table[number]]: number for number in wanted}
@@ -223,14 +230,14 @@ class VideoReader:
                     if is_damaged or (number is not None and number != wanted[given]):
                         break
                     if number is not None:
-                        yield self._to_rgb(frame, short_side)
+                        yield converted(frame)
                         given += 1
                         if given == len(wanted):
                             return
             except av.error.FFmpegError:
                 pass  # only decoding everything can tell
         if given < len(wanted):
-            yield from self._count_up_to(wanted[given:], short_side)
+            yield from self._count_up_to(wanted[given:], converted)
 
     def _seek_and_decode(self, wanted: list[int], short_side: int | None) -> np.ndarray | None:
         """The wanted frames through the table, or None where only decoding everything can tell: no table, an error,
@@ -297,23 +304,23 @@ class VideoReader:
     def _decode_up_to(self, wanted: list[int], short_side: int | None) -> np.ndarray:
         """The wanted frames by decoding everything before them and counting."""
         video = _Pictures(self.name, len(wanted), self._limits.bytes)
-        for row, frame_hwC in enumerate(self._count_up_to(wanted, short_side)):
+        for row, frame_hwC in enumerate(self._count_up_to(wanted, lambda frame: self._to_rgb(frame, short_side))):
             video.put(row, frame_hwC)
         return video.frames_ThwC
 
-    def _count_up_to(self, wanted: list[int], short_side: int | None) -> Iterator[np.ndarray]:
+    def _count_up_to(self, wanted: list[int], converted: Callable[[av.VideoFrame], Any]) -> Iterator[Any]:
         row, number = 0, -1
         for number, frame in enumerate(self._decode_all()):
             if frame.is_corrupt:  # later frames may be predicted from it, and FFmpeg does not mark those
                 raise VideoDecodeError(f"{self.name}: frame {number} is damaged")
             if number == wanted[row]:
                 try:
-                    frame_hwC = self._to_rgb(frame, short_side)
+                    picture = converted(frame)
                 except av.error.FFmpegError as error:
                     raise VideoDecodeError(
                         f"{self.name}: frame {number} cannot be converted ({error.strerror})"
                     ) from error
-                yield frame_hwC
+                yield picture
                 row += 1
                 if row == len(wanted):
                     return

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 # Substitutes tried for one bad video; more in a row means that something else is wrong.
 _MAX_SUBSTITUTES = 32
 
+# Of a batch, what workers send as it is: a tensor goes through a file of shared memory, which takes longer than this.
+_SMALL = ("labels", "ids", "is_padding")
+
 
 class _BatchKey(NamedTuple):
     """What a worker needs to make one batch."""
@@ -69,7 +72,8 @@ class ClipLoader:
         bad_videos_file: where to list failures as JSON lines; ranks share one file. None: only in `failures`.
         mix: mixup and CutMix; `labels` are then (B, K) float32.
         device: where batches go, before they are normalised and mixed; None leaves them on the CPU.
-        pin_memory: see torch's DataLoader.
+        pin_memory: see torch's DataLoader. None: where `device` is CUDA's, for copying to it does not wait then.
+        prefetch_factor: batches that each worker makes in advance, see torch's DataLoader; default 2.
 
     Raises:
         ValueError: an argument out of range, or a data set too small for one step with `drop_last`.
@@ -97,7 +101,8 @@ class ClipLoader:
         bad_videos_file: str | os.PathLike | None = None,
         mix: Mix | None = None,
         device: torch.device | str | None = None,
-        pin_memory: bool = False,
+        pin_memory: bool | None = None,
+        prefetch_factor: int | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be at least 1")
@@ -144,9 +149,13 @@ class ClipLoader:
             _Batches(clips, on_bad_video),
             sampler=self._sampler,
             batch_size=None,  # a key is a whole batch
+            collate_fn=_as_it_is,  # torch's own would make tensors of all numbers
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            pin_memory=pin_memory,
+            pin_memory=device is not None and torch.device(device).type == "cuda"
+            if pin_memory is None
+            else pin_memory,
+            prefetch_factor=prefetch_factor if num_workers else None,
             # a worker that was stopped, or that does not come back from one call of FFmpeg, is not waited for any more
             timeout=min(clips.limits.seconds * (1 + batch_size), threading.TIMEOUT_MAX) if num_workers else 0,
             generator=torch.Generator(),  # leaves torch's global random state to the model
@@ -188,6 +197,7 @@ class ClipLoader:
     def _finished(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What is better done here than in a worker: floats are four times the bytes, and a device is faster."""
         key = batch.pop("key")
+        batch |= {name: torch.from_numpy(batch[name]) for name in _SMALL}
         if self.device is not None:
             batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         if (normalize := self.clips.transform.normalize) is not None:
@@ -259,6 +269,10 @@ def _batch_keys(epoch: int, order: torch.Tensor, batches: Iterator[list[int]]) -
         yield _BatchKey(epoch, indices, [position >= num_samples for position in positions])
 
 
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
+
+
 class _Keys(Sampler):
     """The keys of the next iteration. It holds no reference to the ClipLoader: in a reference cycle, the end of
     persistent workers takes seconds."""
@@ -296,7 +310,7 @@ class _Batches(Dataset):
         batch["ids"] = torch.tensor([item["ids"] for item in items], dtype=torch.int64)
         batch["is_padding"] = torch.tensor([item["is_padding"] for item in items])
         batch["failures"] = failures
-        return batch
+        return batch | {name: batch[name].numpy() for name in _SMALL}
 
     def _item(self, index: int, epoch: int, failures: list[dict[str, Any]], *, substitute: bool) -> dict | None:
         """The clip of a video, or of its substitute (the data set's next good video, whatever the epoch's order, so

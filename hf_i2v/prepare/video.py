@@ -18,14 +18,16 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from ..caching.layout import write_whole
-from ..data import FrameFolder, ReadLimits, ResizeShortSide, VideoDecodeError, VideoReader, open_video
+from ..data import FrameFolder, ReadLimits, VideoDecodeError, VideoReader, open_video
 from ..data.in_processes import watched
 
 KEY_FRAME_EVERY = 16
 FOLDER_FPS = 30  # of folders of pictures, which say no times
 
+_COLOURS = ("colorspace", "color_range", "color_primaries", "color_trc")
 _SAMPLE = 48  # frames that stand for a video
 _STEP = 32  # frames that may take twice the time-out
 
@@ -119,20 +121,38 @@ def _ticks(video: VideoReader | FrameFolder) -> tuple[list[int], Fraction]:
     return video.ticks()
 
 
-def _pictures(video: VideoReader | FrameFolder, numbers: Sequence[int], form: Form, watch) -> Iterator[np.ndarray]:
-    """The frames of these numbers, (h, w, C), scaled down where they are larger, with even sides."""
-    short_side = min(video.frames([numbers[0]]).shape[-2:])
-    smaller = form.short_side if short_side > form.short_side else None
+def _pictures(video: VideoReader | FrameFolder, numbers: Sequence[int], form: Form, watch) -> Iterator[av.VideoFrame]:
+    """The frames of these numbers: scaled down where they are larger, upright, with even sides. The colours stay in
+    YUV, for each way to RGB and back would make them darker."""
     if isinstance(video, FrameFolder):
-        resize = ResizeShortSide(smaller or short_side, "bicubic")
-        frames = (resize(video.frames([number]))[0] for number in numbers)
+        frames_hwC = (video.frames([number])[0].permute(1, 2, 0).contiguous().numpy() for number in numbers)
+        frames = (av.VideoFrame.from_ndarray(frame_hwC, format="rgb24") for frame_hwC in frames_hwC)
     else:
-        frames = video.each(numbers, short_side=smaller)
-    for count, frame_Chw in enumerate(frames):
+        frames = video.pictures(numbers)
+    reformatter = VideoReformatter()
+    for count, frame in enumerate(frames):
         if count % _STEP == 0:
             watch()
-        height, width = (side // 2 * 2 for side in frame_Chw.shape[-2:])
-        yield np.ascontiguousarray(frame_Chw[:, :height, :width].permute(1, 2, 0).numpy())
+        scale = min(1, form.short_side / min(frame.width, frame.height))
+        width, height = (round(side * scale) for side in (frame.width, frame.height))
+        scaled = reformatter.reformat(frame, width, height, "yuv420p", interpolation="BICUBIC", threads=1)
+        picture = av.VideoFrame.from_ndarray(_upright(scaled, frame.rotation), format="yuv420p")
+        for name in _COLOURS:
+            setattr(picture, name, getattr(scaled, name))
+        picture.colorspace = scaled.colorspace or 2  # 0 is RGB, which it no longer is; 2: not said
+        yield picture
+
+
+def _upright(frame: av.VideoFrame, rotation: int) -> np.ndarray:
+    """The three planes, one behind the other, turned, without an odd last row or column; (3/2 h, w)."""
+    planes = []
+    for plane in frame.planes:
+        rows = np.frombuffer(plane, np.uint8, count=plane.height * plane.line_size).reshape(plane.height, -1)
+        halved = 2 if planes else 1  # colours have half the rows and columns
+        height, width = (side // 2 * 2 // halved for side in (frame.height, frame.width))
+        planes.append(np.rot90(rows[:height, :width], round(rotation / 90)))
+    whole = np.concatenate([plane.ravel() for plane in planes])
+    return whole.reshape(-1, planes[0].shape[1])
 
 
 def encoder() -> str:
@@ -141,9 +161,9 @@ def encoder() -> str:
 
 
 def _encode(
-    pictures: Iterator[np.ndarray], ticks: Sequence[int], tick: Fraction, file: str | BinaryIO, form: Form
+    pictures: Iterator[av.VideoFrame], ticks: Sequence[int], tick: Fraction, file: str | BinaryIO, form: Form
 ) -> None:
-    """An mp4 of RGB pictures of one size, each shown at its tick."""
+    """An mp4 of pictures of one size, each shown at its tick."""
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream(encoder())
         stream.codec_context.thread_count = 1  # the processes go through several videos at once
@@ -157,14 +177,14 @@ def _encode(
             stream.pix_fmt = "yuvj420p"
             stream.options = {"flags": "+qscale", "global_quality": str(3 * 118)}
         size = None
-        for at, frame_hwC in zip(ticks, pictures, strict=True):
+        for at, frame in zip(ticks, pictures, strict=True):
             if size is None:
-                size = stream.height, stream.width = frame_hwC.shape[:2]
-            if frame_hwC.shape[:2] != size:
-                raise VideoDecodeError(
-                    f"the frame size changes within the video: (height, width) {[size, frame_hwC.shape[:2]]}"
-                )
-            frame = av.VideoFrame.from_ndarray(frame_hwC, format="rgb24")
+                size = stream.width, stream.height = frame.width, frame.height
+                for name in _COLOURS:
+                    setattr(stream.codec_context, name, getattr(frame, name))
+            if (frame.width, frame.height) != size:
+                sizes = [size, (frame.width, frame.height)]
+                raise VideoDecodeError(f"the frame size changes within the video: (width, height) {sizes}")
             frame.pts, frame.time_base = at, tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
