@@ -11,7 +11,6 @@ best class is the same, for class folders of videos. Each part replaces its rows
 """
 
 import argparse
-import csv
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 from data_files import write_video
 from interleaved import interleaved
+from rows import replace_rows, write_page
 
 from hf_i2v.data import (
     ClipLoader,
@@ -34,7 +34,7 @@ from hf_i2v.predict import load_model
 from hf_i2v.prepare import Form, prepare_video
 from hf_i2v.prepare import main as prepare
 
-HERE = Path(__file__).parent
+FILE = Path(__file__).with_suffix(".csv")
 LOOK = {"size": 224, "mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28), "interpolation": "bicubic"}
 SAMPLINGS = {"uniform 8": None, "8x8": 8}
 
@@ -119,16 +119,8 @@ def answers(args) -> list[dict]:
     return [row]
 
 
-def report(args) -> list[dict]:
-    rows = list(csv.DictReader((HERE / "data_prepared.csv").open()))
-    lines = ["# Prepared videos", "", "Written by `benchmarks/data_prepared.py report` from data_prepared.csv."]
-    for part in ("speed", "answers"):
-        of_part = [row for row in rows if row["part"] == part]
-        columns = [name for name in rows[0] if name != "part" and any(row[name] for row in of_part)]
-        lines += ["", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        lines += ["| " + " | ".join(row[name] for name in columns) + " |" for row in of_part]
-    (HERE / "data_prepared.md").write_text("\n".join(lines) + "\n")
-    return []
+def report(args) -> None:
+    write_page(FILE, "Prepared videos", ("speed", "answers"))
 
 
 PARTS = {part.__name__: part for part in (speed, answers, report)}
@@ -149,17 +141,8 @@ def main() -> None:
     if args.folder is not None:
         args.folder.mkdir(parents=True, exist_ok=True)
     rows = PARTS[args.part](args)
-    if not rows:
-        return
-    file = HERE / "data_prepared.csv"
-    mine = {(row["part"], row["what"]) for row in rows}
-    before = list(csv.DictReader(file.open())) if file.exists() else []
-    rows = [row for row in before if (row["part"], row["what"]) not in mine] + rows
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with file.open("w", newline="") as out:
-        writer = csv.DictWriter(out, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    if rows:
+        replace_rows(FILE, rows, key=lambda row: (row["part"], row["what"]))
 
 
 if __name__ == "__main__":

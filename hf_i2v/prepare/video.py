@@ -43,7 +43,7 @@ class Form:
     """
 
     short_side: int = 256
-    crf: int = 21
+    crf: int = 18
 
     def __post_init__(self):
         if self.short_side < 2 or self.short_side % 2:
