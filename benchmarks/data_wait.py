@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import run_video_cls  # noqa: E402
 
+from hf_i2v.cost import Cost  # noqa: E402
 from hf_i2v.data import (  # noqa: E402
     Normalize,
     Preprocessing,
@@ -71,6 +72,7 @@ def wait(args) -> list[dict]:
                 with (
                     mock.patch.object(run_video_cls, "batch_loss", sleeping(run_video_cls.batch_loss)),
                     mock.patch.object(Normalize, "__call__", lambda self, x, generator=None: x[..., :8, :8].float()),
+                    mock.patch.object(run_video_cls, "cost", lambda *parts: Cost(1, 1, 1)),
                     mock.patch.object(run_video_cls, "predict", lambda *parts: None),
                     mock.patch.object(run_video_cls, "write_results", lambda *parts: {}),
                     mock.patch.object(run_video_cls, "card_facts", lambda *parts: None),

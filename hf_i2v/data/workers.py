@@ -3,7 +3,7 @@
 import os
 import shutil
 
-MOST = 16  # clips of prepared videos then come faster than a GPU of today trains on them
+MOST = 16  # each takes memory, and time to start
 SHARED = "/dev/shm"  # where workers hand over what they have decoded
 AHEAD = 2  # batches that a worker makes in advance: torch's prefetch_factor
 
