@@ -8,6 +8,7 @@
 # make quality       ruff, and mypy over the public API (also as make lint)
 # make docs          the documentation as a website in build/site, links checked
 # make bench         time of every method beside the image model's, into benchmarks/speed.csv; PART=training and others
+# make gpu           all that has to be seen on a GPU, on a machine that has one; 8 minutes
 # make audit         known vulnerabilities of what constraints.txt pins; asks pypi.org, so it needs the network
 # make mutants       small faults planted one at a time: do the nearest tests notice? hours; goes on where it stopped
 # make compare       every method on a real model and real human motion; hours, goes on where it stopped
@@ -37,7 +38,7 @@ SHORT_TESTS := tests/test_installation.py tests/test_predict.py tests/test_pipel
 IN_TWO := -n 2 --dist worksteal
 TESTS := $(if $(SHORT),$(SHORT_TESTS))
 
-.PHONY: install quickstart test test-quantization test-oldest test-newest test-demo dist style quality lint docs bench audit \
+.PHONY: install quickstart test test-quantization test-oldest test-newest test-demo dist style quality lint docs bench gpu audit \
 	mutants fuzz compare clean
 
 install: $(INSTALLED)
@@ -116,6 +117,9 @@ $(DOCS)/.installed: constraints.txt
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/pip install --quiet --constraint constraints.txt mkdocs-material mkdocstrings-python ruff
 	touch $@
+
+gpu:
+	bash benchmarks/gpu.sh
 
 bench: install
 	$(BIN)/python benchmarks/speed.py $(or $(PART),inference)

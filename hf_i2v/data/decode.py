@@ -208,7 +208,18 @@ class VideoReader:
         return self._each(indices, lambda frame: torch.from_numpy(self._to_rgb(frame, None).copy()).permute(2, 0, 1))
 
     def pictures(self, indices: Sequence[int]) -> Iterator[av.VideoFrame]:
-        """`each`, as the decoder gives them: neither converted to RGB nor rotated."""
+        """`each`, as the decoder gives them: neither converted to RGB nor rotated.
+
+        Args:
+            indices: frame numbers from 0, ascending, without repeats.
+
+        Yields:
+            PyAV's frames.
+
+        Raises:
+            VideoDecodeError: see `each`.
+            ValueError: see `each`.
+        """
         return self._each(indices, lambda frame: frame)
 
     def _each(self, indices: Sequence[int], converted: Callable[[av.VideoFrame], Any]) -> Iterator[Any]:
