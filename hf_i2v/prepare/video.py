@@ -82,8 +82,12 @@ def prepare_video(row: dict[str, Any], path: Path, form: Form, seconds: float) -
             ticks, tick = _ticks(video)
 
             def write(beside: Path) -> None:
-                _encode(_pictures(video, range(len(ticks)), form, watch), ticks, tick, str(beside), form)
-                _check_times(beside, ticks, tick, limits)
+                try:
+                    _encode(_pictures(video, range(len(ticks)), form, watch), ticks, tick, str(beside), form)
+                    _check_times(beside, ticks, tick, limits)
+                except Exception:
+                    beside.unlink(missing_ok=True)
+                    raise
 
             write_whole(path, write)
     except VideoDecodeError as error:
@@ -129,10 +133,14 @@ def _pictures(video: VideoReader | FrameFolder, numbers: Sequence[int], form: Fo
         frames = (av.VideoFrame.from_ndarray(frame_hwC, format="rgb24") for frame_hwC in frames_hwC)
     else:
         frames = video.pictures(numbers)
-    reformatter = VideoReformatter()
+    reformatter, size = VideoReformatter(), None
     for count, frame in enumerate(frames):
         if count % _STEP == 0:
             watch()
+        size = size or (frame.height, frame.width)
+        if size != (frame.height, frame.width):
+            sizes = [size, (frame.height, frame.width)]
+            raise VideoDecodeError(f"{video.name}: the frame size changes within the video: (height, width) {sizes}")
         scale = min(1, form.short_side / min(frame.width, frame.height))
         width, height = (round(side * scale) for side in (frame.width, frame.height))
         scaled = reformatter.reformat(frame, width, height, "yuv420p", interpolation="BICUBIC", threads=1)
@@ -176,15 +184,11 @@ def _encode(
         else:
             stream.pix_fmt = "yuvj420p"
             stream.options = {"flags": "+qscale", "global_quality": str(3 * 118)}
-        size = None
-        for at, frame in zip(ticks, pictures, strict=True):
-            if size is None:
-                size = stream.width, stream.height = frame.width, frame.height
-                for name in _COLOURS:
+        for number, (at, frame) in enumerate(zip(ticks, pictures, strict=True)):
+            if number == 0:
+                stream.width, stream.height = frame.width, frame.height
+                for name in _COLOURS if stream.pix_fmt == "yuv420p" else ():
                     setattr(stream.codec_context, name, getattr(frame, name))
-            if (frame.width, frame.height) != size:
-                sizes = [size, (frame.width, frame.height)]
-                raise VideoDecodeError(f"the frame size changes within the video: (width, height) {sizes}")
             frame.pts, frame.time_base = at, tick
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

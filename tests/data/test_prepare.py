@@ -194,6 +194,14 @@ def test_a_folder_of_pictures_and_a_full_disk(tmp_path, write_video, monkeypatch
     with VideoReader(tmp_path / "new" / "pictures.mp4") as video:
         assert video.times() == pytest.approx([0, 1 / 30, 2 / 30]) and video.frames([2]).shape == (1, 3, 24, 32)
 
+    monkeypatch.setattr("hf_i2v.prepare.video.encoder", lambda: "mjpeg")  # an FFmpeg without x264
+    assert prepare_video(row, tmp_path / "new" / "pictures.mp4", Form(short_side=24), 60) is None
+    with VideoReader(tmp_path / "new" / "pictures.mp4") as video:
+        assert video.times() == pytest.approx([0, 1 / 30, 2 / 30]) and video.codec == "mjpeg"
+        small_TChw = torch.nn.functional.interpolate(frames_TChw.float(), (24, 32), mode="area")
+        assert (video.frames(range(3)).float().mean((1, 2, 3)) - small_TChw.mean((1, 2, 3))).abs().max() < 3
+
+    monkeypatch.undo()
     monkeypatch.setattr("hf_i2v.prepare.video.write_whole", lambda path, write: write(Path("/dev/full")))
     with pytest.raises(OSError, match=r"other\.mp4 cannot be written \(No space left"):
         prepare_video(row, tmp_path / "new" / "other.mp4", Form(), 60)
