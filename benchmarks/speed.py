@@ -19,6 +19,7 @@ import argparse
 import csv
 import functools
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -63,7 +64,7 @@ TARGETS = {  # what each ratio must reach; "<" at most, ">" at least
     ("inference", "image model with STDHA / inti"): (">", 1.55),
     ("inference", "FLOP/s of zeroi2v merged / matmul"): (">", 0.80),
     ("training", "m_adapter / st_adapter"): ("<", 0.6),
-    ("memory", "m_adapter / st_adapter, 4 clips"): ("<", 0.35),
+    ("memory", "m_adapter / st_adapter"): ("<", 0.35),
     ("start", "load and merge / load, ViT-L/14"): ("<", 1.2),
     ("start", "import hf_i2v beyond transformers and peft, s"): ("<", 0.3),
 }
@@ -158,7 +159,7 @@ def released_step(name: str, args):
     model = released(args)[name]().train()
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in parameter_name for part in trained_parameters(name)))
-    return training_step(model, torch.randn(1, 3, args.num_frames, 224, 224))
+    return training_step(model, torch.randn(args.batch_size, 3, args.num_frames, 224, 224))
 
 
 def training(args) -> list[dict]:
@@ -202,30 +203,29 @@ def compiled(args) -> list[dict]:
 
 
 def memory(args) -> list[dict]:
-    """Peak resident memory of two training steps over what the process held before, each in a process of its own."""
+    """Peak resident memory of a training step on 4 clips over what the process held before, each in a process of its
+    own. What is freed goes back to the system at once: else the peak is that of malloc's heap and its holes."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
-    def peak(kind: str, name: str, batch_size: int = 1) -> float:
+    def peak(kind: str, name: str) -> float:
         command = [sys.executable, __file__, "one_peak", "--kind", kind, "--name", name]
-        command += ["--batch_size", str(batch_size)]
+        command += ["--batch_size", "4"]
         command += ["--released", str(args.released)] if args.released else []
-        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        return json.loads(done.stdout.splitlines()[-1])
 
     rows, ours = [], {}
     for name in ("zeroi2v", "st_adapter", "st_adapter 24x384", "aim", "aim ssv2", "m_adapter"):
         ours[name] = peak("ours", name)
         if args.released and name != "m_adapter":
             ratio = ours[name] / peak("released", name)
-            rows.append(row("memory", f"{name} / released {name}", ratio, 0.0, ("<", 0.9)))
-    rows.append(row("memory", "m_adapter / st_adapter", ours["m_adapter"] / ours["st_adapter"], 0.0))
-    ratio = peak("ours", "m_adapter", 4) / peak("ours", "st_adapter", 4)
-    return [*rows, row("memory", "m_adapter / st_adapter, 4 clips", ratio, 0.0)]
+            rows.append(row("memory", f"{name} / released {name}", ratio, 0.0, ("<", 0.6)))
+    return [*rows, row("memory", "m_adapter / st_adapter", ours["m_adapter"] / ours["st_adapter"], 0.0)]
 
 
 def one_peak(args) -> list[dict]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = {"ours": our_step, "released": released_step}[args.kind](args.name, args)
-    step()
-    step()
+    {"ours": our_step, "released": released_step}[args.kind](args.name, args)()
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
     return []
 

@@ -8,6 +8,7 @@ silu'(u), which torch computes from u alone.
 import torch
 from torch import nn
 
+from .remade import remade
 from .swapped import Swapped, swap_in, swap_out
 
 
@@ -17,11 +18,15 @@ class LeanQuickGELU(Swapped):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_compiling():  # the compiler fuses the three steps
             return super().forward(x)
-        return _QuickGELU.apply(x) if torch.is_grad_enabled() and x.requires_grad else _quick_gelu(x)
+        return remade(_with_lean_gradient, x) if torch.is_grad_enabled() and x.requires_grad else _quick_gelu(x)
 
 
 def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
     return (1.702 * x).sigmoid_().mul_(x)
+
+
+def _with_lean_gradient(x: torch.Tensor) -> torch.Tensor:
+    return _QuickGELU.apply(x) if torch.is_grad_enabled() else _quick_gelu(x)
 
 
 class _QuickGELU(torch.autograd.Function):
@@ -33,7 +38,10 @@ class _QuickGELU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(gradient, 1.702 * x)
+        u = 1.702 * x
+        if u.dtype == gradient.dtype:
+            return torch.ops.aten.silu_backward.grad_input(gradient, u, grad_input=u)
+        return torch.ops.aten.silu_backward(gradient, u)
 
 
 def lean_activations(mlp: nn.Module) -> None:

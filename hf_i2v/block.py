@@ -21,6 +21,7 @@ from .merging import Folded, fold_into_weights
 from .methods.kernel import KernelConfig
 from .methods.site import FOLDING_SITES, SITE_NAMES, SiteModule
 from .methods.stdha import StreamShift, TimeShift
+from .remade import remade
 from .stream_state import Step
 from .swapped import Swapped, swap_in, swap_out
 
@@ -194,12 +195,12 @@ class VideoBlock(Swapped):
                 attention_mask = StreamShift(attention_mask, step, f"block{self.number}.heads", shift)
         h_MND = run("attention_in", self.first_norm(x_MND))
         h_MND = getattr(self, parts.attention)(h_MND, attention_mask, **kwargs)[0]
-        x_MND = x_MND + self._through(parts.after_attention, run("attention_out", h_MND))
+        x_MND = remade(torch.add, x_MND, self._through(parts.after_attention, run("attention_out", h_MND)))
 
         x_MND = run("between", x_MND)
         if prefix_only:  # everything below works token by token
             x_MND = x_MND[:, : self.num_prefix_tokens]
-        n_MND = getattr(self, parts.norm2)(x_MND)
+        n_MND = remade(getattr(self, parts.norm2), x_MND)
         h_MND = getattr(self, parts.mlp)(run("mlp_in", n_MND))
         h_MND = self._through(parts.after_mlp, run("mlp_out", h_MND))
         for i, module in enumerate(self.modules_at("parallel")):
@@ -244,7 +245,7 @@ class VideoBlock(Swapped):
 
     def first_norm(self, x: torch.Tensor) -> torch.Tensor:
         """The norm before the attention."""
-        return getattr(self, self.block_parts.norm1)(x)
+        return remade(getattr(self, self.block_parts.norm1), x)
 
     def attend(self, h_CTD: torch.Tensor, attention_mask: torch.Tensor | Callable | None = None) -> torch.Tensor:
         """The attention of this block on any sequences (…, length, D), without time shift or positions.

@@ -27,6 +27,7 @@ from .methods.branch import Branch, FrozenFeatures
 from .methods.config import config_from_dict
 from .methods.stdha import check_time_offsets, trim
 from .quantized import is_quantized
+from .remade import remaking
 from .stream_state import Step
 from .swapped import Swapped, swap_in, swap_out
 
@@ -206,7 +207,7 @@ class VideoBackbone(Swapped):
         if step is not None:
             last_frames = last_frames or step.num_frames
         with working_on(num_frames, pooling, prefix_only, passage, last_frames, step):
-            run = super().forward if branch is None else self._forward_without_graph
+            run = self._forward_with_graph if branch is None else self._forward_without_graph
             outputs = run(pixel_values, *args, **kwargs, return_dict=True)
             feature_BD = frame_feature(outputs, has_cls=self.num_prefix_tokens > 0)
             if pooling == "after_norm":  # otherwise the final norm has taken the mean
@@ -226,6 +227,12 @@ class VideoBackbone(Swapped):
         if self.nested:  # a head around the vision model reads tokens as those of an image, (B, N, D)
             outputs.last_hidden_state = mean_of_last(outputs.last_hidden_state, last_frames)
         return outputs, levels
+
+    def _forward_with_graph(self, *args, **kwargs):
+        if torch.compiler.is_compiling() or not self.training or self.is_activation_checkpointing:
+            return super().forward(*args, **kwargs)
+        with remaking():
+            return super().forward(*args, **kwargs)
 
     @torch.no_grad()
     def _forward_without_graph(self, *args, **kwargs):

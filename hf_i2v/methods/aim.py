@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone
+from ..remade import remade, taken_by
 from ..stream_state import Kept
 from .config import I2VTunerConfig
 from .site import SiteModule
@@ -37,8 +38,12 @@ class GELUAdapter(SiteModule):
             nn.init.zeros_(zero)
 
     def forward(self, x: torch.Tensor, **_: object) -> torch.Tensor:
-        delta = self.up(F.gelu(self.down(x.to(self.down.weight.dtype)))).to(x.dtype)
-        return x + delta if self.skip else delta
+        z_R = remade(self.down, taken_by(self.down, x))
+        return remade(self._raised, z_R, x.dtype, *([x] if self.skip else []))
+
+    def _raised(self, z_R: torch.Tensor, dtype: torch.dtype, x: torch.Tensor | None = None) -> torch.Tensor:
+        delta = self.up(remade(F.gelu, z_R)).to(dtype)
+        return delta if x is None else x + delta
 
 
 class TemporalAttention(SiteModule):
@@ -69,15 +74,17 @@ class TemporalAttention(SiteModule):
     def forward(
         self, x_MND: torch.Tensor, *, num_frames: int, norm1: Callable, attend: Callable, **_: object
     ) -> torch.Tensor:
-        num_tokens = x_MND.shape[1]
         h_BNTD = norm1(x_MND).unflatten(0, (-1, num_frames)).transpose(1, 2)
         h_CTD = h_BNTD.flatten(0, 1).contiguous()  # C = B·N token positions; linear layers are slow on strided rows
         if self.adapter_in is not None:
             h_CTD = self.adapter_in(h_CTD)
         mask = None if self.last_frames is None else band_mask(num_frames, self.last_frames, h_CTD)
         h_CTD = self.adapter(attend(h_CTD, mask))
-        h_MND = h_CTD.unflatten(0, (-1, num_tokens)).transpose(1, 2).flatten(0, 1)
-        return torch.addcmul(x_MND, h_MND, branch_scale(h_MND, 1.0, self.drop_path, self.training))
+        return remade(self._added, x_MND, h_CTD, branch_scale(x_MND, 1.0, self.drop_path, self.training))
+
+    def _added(self, x_MND: torch.Tensor, h_CTD: torch.Tensor, scale_M11: torch.Tensor) -> torch.Tensor:
+        h_MND = h_CTD.unflatten(0, (-1, x_MND.shape[1])).transpose(1, 2).flatten(0, 1)
+        return torch.addcmul(x_MND, h_MND, scale_M11)
 
     @property
     def why_not_streaming(self) -> str | None:

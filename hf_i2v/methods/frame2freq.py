@@ -23,6 +23,7 @@ from torch import nn
 
 from ..backbones import Backbone
 from ..frames import convolve_over_time
+from ..remade import remade, taken_by
 from .config import I2VTunerConfig
 from .site import SiteModule
 
@@ -75,7 +76,7 @@ class FrequencyConv(nn.Module):
         """One window length: (B, T, N, R) float32."""
         forward, inverse = (matrix.to(x_BTNR.device) for matrix in real_fourier_matrices(window))
         frames = x_BTNR.unflatten(1, (-1, window)).flatten(0, 1)  # (B·T/w, w, N, R)
-        spectrum = forward @ frames.flatten(2)
+        spectrum = remade(torch.matmul, forward, frames.flatten(2))
         parts = [
             convolve_over_time(part.unflatten(2, frames.shape[2:]), weight.float(), bias.float())
             for part, weight, bias in zip(spectrum.chunk(2, dim=1), self.weight, self.bias, strict=True)
@@ -101,11 +102,17 @@ class Frame2FreqAdapter(SiteModule):
     def forward(self, x_MND: torch.Tensor, *, num_frames: int, **_: Any) -> torch.Tensor:
         if x_MND.shape[1] == self.num_prefix_tokens:  # the last block of a model that goes on without the patches
             return x_MND
-        z_MNR = self.down(x_MND.to(self.down.weight.dtype))
-        a_BTNR, b_BTNR = z_MNR.unflatten(0, (-1, num_frames)).chunk(2, dim=-1)
+        z_MNR = self.down(taken_by(self.down, x_MND))
+        z_BTNR = z_MNR.unflatten(0, (-1, num_frames))
+        return remade(self._added, x_MND, remade(self._convolved, z_BTNR).flatten(0, 1))
+
+    def _convolved(self, z_BTNR: torch.Tensor) -> torch.Tensor:
+        a_BTNR, b_BTNR = z_BTNR.chunk(2, dim=-1)
         u_BTNR = convolve_over_time(a_BTNR, self.time_weight, self.time_bias)
-        z_BTNR = torch.cat((u_BTNR, self.frequency(b_BTNR).to(u_BTNR.dtype)), dim=-1)
-        delta_MND = self.up(z_BTNR.flatten(0, 1)).to(x_MND.dtype)
+        return torch.cat((u_BTNR, self.frequency(b_BTNR).to(u_BTNR.dtype)), dim=-1)
+
+    def _added(self, x_MND: torch.Tensor, z_MNR: torch.Tensor) -> torch.Tensor:
+        delta_MND = self.up(z_MNR).to(x_MND.dtype)
         delta_MND[:, : self.num_prefix_tokens] = 0
         return delta_MND.add_(x_MND)
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone, grid_side
+from ..remade import remade, taken_by
 from .config import I2VTunerConfig
 from .site import SiteModule
 
@@ -46,8 +47,8 @@ class InTI(SiteModule):
 
     def weights(self, x_P2ND: torch.Tensor) -> torch.Tensor:
         """(w₀, w₁) of each token of a pair, (P, N, 2)."""
-        pair_PNE = torch.cat((x_P2ND[:, 0], x_P2ND[:, 1]), dim=-1)  # E = 2·D
-        z_PNR = self.project(pair_PNE.to(self.project.weight.dtype))
+        pair_PNE = remade(lambda x_P2ND: torch.cat((x_P2ND[:, 0], x_P2ND[:, 1]), dim=-1), x_P2ND)  # E = 2·D
+        z_PNR = self.project(taken_by(self.project, pair_PNE))
         context_PNR = z_PNR + self.spatial_context(z_PNR) + z_PNR.mean(1, keepdim=True)
         return self.logits(F.gelu(context_PNR)).softmax(-1)
 

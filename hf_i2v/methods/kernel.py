@@ -13,6 +13,8 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..remade import remade
+
 
 class KernelConfig:
     """An attention layer's config with another kernel name, this file's. All other attributes are the real config's.
@@ -59,7 +61,13 @@ def video_attention(
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(name, module.config.eager)
     if name not in ("eager", "sdpa"):
         module = _WithRealConfig(module)
-    return kernel(module, query, key, value, attention_mask, **kwargs)
+    if name != "sdpa" or kwargs.get("dropout"):
+        return kernel(module, query, key, value, attention_mask, **kwargs)
+
+    def attend(query, key, value):
+        return kernel(module, query, key, value, attention_mask, **kwargs)[0]
+
+    return remade(attend, query, key, value), None
 
 
 AttentionInterface.register(KernelConfig._attn_implementation, video_attention)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..backbones import Backbone
+from ..remade import remade, taken_by
 from .config import I2VTunerConfig
 from .site import FOLDING_SITES, AffineMap, SiteModule
 
@@ -32,14 +33,22 @@ class LinearAdapter(SiteModule):
             nn.init.zeros_(zero)
 
     def forward(self, x: torch.Tensor, **_: object) -> torch.Tensor:
-        delta = self.up(self.dropout(self.down(x.to(self.down.weight.dtype))))
-        return torch.add(x, delta.to(x.dtype), alpha=self.scale)
+        z_R = lean_dropout(self.down(taken_by(self.down, x)), self.dropout)
+        return remade(self._added, x, z_R)
+
+    def _added(self, x: torch.Tensor, z_R: torch.Tensor) -> torch.Tensor:
+        return torch.add(x, self.up(z_R).to(x.dtype), alpha=self.scale)
 
     def affine(self) -> AffineMap:
         """y = (I + s·W₂·W₁) x + s·(W₂b₁ + b₂)."""
         dtype = torch.promote_types(self.down.weight.dtype, torch.float32)
         down, up = self.down.weight.to(dtype), self.scale * self.up.weight.to(dtype)
         return AffineMap(up, down, up @ self.down.bias.to(dtype) + self.scale * self.up.bias.to(dtype))
+
+
+def lean_dropout(x: torch.Tensor, dropout: nn.Dropout) -> torch.Tensor:
+    """The same values as `dropout(x)`. autograd keeps a byte for each, on the CPU too."""
+    return torch.native_dropout(x, dropout.p, True)[0] if dropout.training and dropout.p else x
 
 
 @dataclass

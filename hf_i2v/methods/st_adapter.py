@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, grid_side
 from ..frames import convolve_over_time
+from ..remade import remade, taken_by
 from ..stream_state import Kept
 from .config import I2VTunerConfig
 from .site import SiteModule
@@ -77,8 +78,9 @@ class STAdapter(SiteModule):
             nn.init.zeros_(zero)
 
     def forward(self, x_MND: torch.Tensor, *, num_frames: int, **_: object) -> torch.Tensor:
-        z_MNR = self.down(x_MND.to(self.down.weight.dtype))
-        return self._added(x_MND, self.conv(z_MNR.unflatten(0, (-1, num_frames))).flatten(0, 1))
+        z_MNR = self.down(taken_by(self.down, x_MND))
+        z_BTNR = z_MNR.unflatten(0, (-1, num_frames))
+        return remade(self._added, x_MND, remade(self.conv, z_BTNR).flatten(0, 1))
 
     def _added(self, x_MND: torch.Tensor, z_MNR: torch.Tensor) -> torch.Tensor:
         delta_MND = self.up(z_MNR).to(x_MND.dtype)
@@ -96,7 +98,7 @@ class STAdapter(SiteModule):
         return {"rows": rows}
 
     def step(self, x_SND: torch.Tensor, kept: Kept, **_: object) -> tuple[torch.Tensor, Kept]:
-        z_SNR = self.down(x_SND.to(self.down.weight.dtype))
+        z_SNR = self.down(taken_by(self.down, x_SND))
         z_SKNR = torch.cat((kept["rows"], z_SNR[:, None]), dim=1)  # zeros before the first frame: the padding
         return self._added(x_SND, self.conv.last(z_SKNR)), {"rows": z_SKNR[:, 1:].clone()}
 
