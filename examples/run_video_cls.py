@@ -69,7 +69,7 @@ from hf_i2v.training.evaluation import predict
 from hf_i2v.training.finite import FiniteCheck
 from hf_i2v.training.meter import Meter
 from hf_i2v.training.options import RunOptions, json_pairs, positive
-from hf_i2v.training.plan import plan
+from hf_i2v.training.plan import memory_plan, plan
 from hf_i2v.training.results import claim, last_words, read_json, write_json, write_results
 from hf_i2v.training.state import (
     ExponentialMovingAverage,
@@ -474,7 +474,11 @@ def main(argv: list[str] | None = None) -> None:
     elif args.cache_features:
         train_clips = cached_clips(args, model, train_clips, accelerator)
     train_loader, eval_loader = build_loaders(args, train_clips, eval_clips, accelerator)
-    model_cost = cost(model, (1, args.num_frames, 3, preprocessing.size, preprocessing.size))
+    clip_shape = (args.num_frames, 3, preprocessing.size, preprocessing.size)
+    model_cost = cost(model, (1, *clip_shape))
+    if accelerator.is_main_process and not (args.evaluate_only or args.cache_features):
+        batch = (args.per_device_train_batch_size, *clip_shape)
+        print(memory_plan(model, batch, mixed_precision=args.mixed_precision, device=accelerator.device))
     frozen_weights = frozen_fingerprint(model)
     optimizer = build_optimizer(args, model)
     epochs_in_batches = args.num_train_epochs * len(train_loader)

@@ -16,7 +16,14 @@ from torch import nn
 
 from .activation import lean_activations, own_activations
 from .backbones import BlockParts
-from .frames import continue_with, frames_in_flight, passage_in_flight, prefix_only_in_flight, step_in_flight
+from .frames import (
+    continue_with,
+    frames_in_flight,
+    frozen_blocks_in_flight,
+    passage_in_flight,
+    prefix_only_in_flight,
+    step_in_flight,
+)
 from .merging import Folded, fold_into_weights
 from .methods.kernel import KernelConfig
 from .methods.site import FOLDING_SITES, SITE_NAMES, SiteModule
@@ -132,14 +139,21 @@ class VideoBlock(Swapped):
         return x_MND
 
     def _run(self, x_MND: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        if self._checkpoints_reentrantly() and not x_MND.requires_grad:
+        if frozen := self.number < frozen_blocks_in_flight():
+            pass
+        elif self._checkpoints_reentrantly() and not x_MND.requires_grad:
             x_MND = x_MND.detach().requires_grad_()  # reentrant checkpointing needs an input that requires a gradient
         # Read before gradient checkpointing starts: its second run gets the same number of frames on any thread.
         num_frames = frames_in_flight()
         prefix_only = self.num_prefix_tokens is not None and prefix_only_in_flight()
         if (step := step_in_flight()) is not None:
             kwargs["step"] = step
-        x_MND = super().__call__(x_MND, *args, num_frames=num_frames, prefix_only=prefix_only, **kwargs)
+        kwargs |= {"num_frames": num_frames, "prefix_only": prefix_only}
+        if frozen:
+            with torch.no_grad():
+                x_MND = nn.Module.__call__(self, x_MND, *args, **kwargs)  # past gradient checkpointing
+        else:
+            x_MND = super().__call__(x_MND, *args, **kwargs)
         if (remaining := self.frames_before(num_frames)[-1]) != num_frames:
             continue_with(remaining)
         return x_MND

@@ -19,7 +19,6 @@ from .architectures import video_config
 from .configuration_i2v import I2VConfig
 from .counting import (
     Cost,
-    activation_bytes,
     cost,
     count_macs,
     count_parameters,
@@ -29,8 +28,10 @@ from .counting import (
 )
 from .modeling_i2v import I2VForVideoClassification
 from .options import tuner_config
+from .training_memory import TrainingMemory, training_memory
 
-__all__ = ["Cost", "activation_bytes", "cost", "count_macs", "count_parameters", "latency", "merged_macs", "on_meta"]
+__all__ = ["Cost", "TrainingMemory", "cost", "count_macs", "count_parameters", "latency", "merged_macs", "on_meta"]
+__all__ += ["training_memory"]
 
 
 @dataclass
@@ -44,7 +45,8 @@ class Row:
     merged_clip_macs: int | None  # None: cannot be merged
     views: str
     video_macs: int
-    activation_bytes: int
+    activation_bytes: int  # that autograd keeps of a batch in training
+    training_bytes: int  # the peak of a training step with AdamW
     latency_seconds: float | None = None
     latency_spread_seconds: float | None = None
 
@@ -60,6 +62,7 @@ def _row(tuner: str, config: I2VConfig, args: argparse.Namespace) -> Row:
         shape = (*shape[:3], args.image_size, args.image_size)
     clips, crops = _views(args.views)
     macs = count_macs(on_the_meta_device, (1, *shape[1:]))
+    memory = training_memory(on_the_meta_device, shape)
     row = Row(
         tuner,
         *count_parameters(on_the_meta_device),
@@ -67,7 +70,8 @@ def _row(tuner: str, config: I2VConfig, args: argparse.Namespace) -> Row:
         None,
         args.views,
         macs * clips * crops,
-        activation_bytes(on_the_meta_device, shape),
+        memory.kept,
+        memory.peak,
     )
     if isinstance(on_the_meta_device, PeftModel):
         row.merged_clip_macs = merged_macs(on_the_meta_device, (1, *shape[1:]))
@@ -100,6 +104,7 @@ def _table(rows: list[Row]) -> str:
         "views",
         "GMACs/video",
         "activations MiB",
+        "training MiB",
         "latency s",
     )
     lines = [heads]
@@ -117,6 +122,7 @@ def _table(rows: list[Row]) -> str:
                 row.views,
                 f"{row.video_macs / 1e9:.1f}",
                 f"{row.activation_bytes / 2**20:.0f}",
+                f"{row.training_bytes / 2**20:.0f}",
                 seconds,
             )
         )

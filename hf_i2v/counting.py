@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates (MACs, which papers print as "GFLOPs"), memory and latency of a model.
+"""Parameters, multiply-accumulates (MACs, which papers print as "GFLOPs") and latency of a model.
 
 Counted operation by operation, attention included, on the meta device: no weights are copied and nothing is computed.
 """
@@ -7,13 +7,11 @@ import copy
 import math
 import statistics
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -90,51 +88,6 @@ def on_meta(model: nn.Module) -> nn.Module:
     memo = {id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad) for p in model.parameters()}
     memo |= {id(b): b.to("meta") for b in model.buffers()}
     return copy.deepcopy(model, memo)
-
-
-def activation_bytes(model: nn.Module, pixel_values_shape: tuple[int, ...]) -> int:
-    """Bytes that autograd keeps between the forward and backward pass of a training step, without parameters.
-
-    Dropout's masks are counted. The allocator's cache and temporary buffers are not.
-
-    Args:
-        model: on any device; it is not run.
-        pixel_values_shape: (B, T, C, h, w) of a step's clips.
-    """
-    model = on_meta(model).train()
-    own = {p.untyped_storage()._cdata for p in (*model.parameters(), *model.buffers())}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage  # kept alive, so that no other storage gets its address
-        return tensor
-
-    pixel_values = torch.empty(pixel_values_shape, device="meta", dtype=next(model.parameters()).dtype)
-    with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(pixel_values)
-    del output
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-@contextmanager
-def _fused_attention():
-    """Attention keeps q, k, v, its output and a number per row, as fused kernels do. On the meta device torch would
-    take it apart and keep every attention weight."""
-    original = F.scaled_dot_product_attention
-
-    def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, **others):
-        if dropout_p or others.get("enable_gqa"):
-            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
-
-    F.scaled_dot_product_attention = fused
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = original
 
 
 def latency(

@@ -59,6 +59,7 @@ class InFlight(NamedTuple):
     passage: Passage | None
     last_frames: int | None
     step: Step | None
+    frozen_blocks: int
 
 
 def frames_in_flight() -> int:
@@ -81,6 +82,11 @@ def passage_in_flight() -> Passage | None:
     return _state().passage
 
 
+def frozen_blocks_in_flight() -> int:
+    """How many of the first blocks need no graph, whatever their input says."""
+    return _state().frozen_blocks
+
+
 def step_in_flight() -> Step | None:
     """The step of a stream that is running; None in a clip."""
     return _state().step
@@ -99,10 +105,11 @@ def working_on(
     passage: Passage | None = None,
     last_frames: int | None = None,
     step: Step | None = None,
+    frozen_blocks: int = 0,
 ) -> Iterator[None]:
     """Set the number of frames, the pooling and how many of the last frames it takes (None: all), whether only prefix
-    tokens are read, the passage and the step, for everything called inside."""
-    token = _in_flight.set(InFlight(num_frames, pooling, prefix_only, passage, last_frames, step))
+    tokens are read, the passage, the step, and how many blocks need no graph, for everything called inside."""
+    token = _in_flight.set(InFlight(num_frames, pooling, prefix_only, passage, last_frames, step, frozen_blocks))
     try:
         yield
     finally:

@@ -1,9 +1,9 @@
 """Less memory in training: what is cheap to make again is not kept for the backward pass.
 
 From forward to backward pass autograd keeps the tensors that derivatives read. Inside `remaking()`,
-`remade(function, *inputs)` leaves it, in the place of `function(*inputs)`, with this recipe, and the backward pass
-makes the tensor again when it needs it: the same function on the same values, so the same to the bit. Recipes may build
-on each other. Gradient checkpointing, where it is on, takes the place of this, and torch.compile makes its own choice.
+`remade(function, *inputs)` leaves it, in the place of `function(*inputs)`, with this recipe. The backward pass makes
+the tensor again when it needs it: the same function on the same values, so the same to the bit. Recipes may build on
+each other. Gradient checkpointing, where it is on, takes the place of this, and torch.compile makes its own choice.
 
 Worth a recipe: norms, activations, residual sums, what an adapter's small matrix adds, and the attention from its
 queries, keys and values. Not worth one: the products with the frozen model's large matrices.

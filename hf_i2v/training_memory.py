@@ -89,7 +89,8 @@ def training_memory(
             output = model(pixel_values)
         score = output.logits if "logits" in output else output.pooler_output
         kept = live.now - before
-        score.float().square().mean().backward()
+        if score.requires_grad:
+            score.float().square().mean().backward()
     return TrainingMemory(weights, kept, 3 * sum(m.nbytes for m in moments) // 2, live.highest)
 
 

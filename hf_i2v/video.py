@@ -112,6 +112,9 @@ class VideoNorm(Swapped):
         return super().forward(x)
 
 
+AFTER_THE_BLOCKS = ("clip_head", "pooler", "head")  # besides the final norm; a vision model has some of them
+
+
 class VideoBackbone(Swapped):
     """A vision transformer that takes (B, T, C, h, w) and gives clip-level features.
 
@@ -206,7 +209,8 @@ class VideoBackbone(Swapped):
         pooling, last_frames = self.working_pooling(), self.working_last_frames()
         if step is not None:
             last_frames = last_frames or step.num_frames
-        with working_on(num_frames, pooling, prefix_only, passage, last_frames, step):
+        frozen_blocks = self._frozen_blocks(pixel_values)
+        with working_on(num_frames, pooling, prefix_only, passage, last_frames, step, frozen_blocks):
             run = self._forward_with_graph if branch is None else self._forward_without_graph
             outputs = run(pixel_values, *args, **kwargs, return_dict=True)
             feature_BD = frame_feature(outputs, has_cls=self.num_prefix_tokens > 0)
@@ -227,6 +231,20 @@ class VideoBackbone(Swapped):
         if self.nested:  # a head around the vision model reads tokens as those of an image, (B, N, D)
             outputs.last_hidden_state = mean_of_last(outputs.last_hidden_state, last_frames)
         return outputs, levels
+
+    def _frozen_blocks(self, pixel_values: torch.Tensor) -> int:
+        """How many of the first blocks gradient checkpointing must leave alone: nothing in them or before them is
+        trained, but to find its way it makes their input require a gradient. Elsewhere autograd sees that itself."""
+        if torch.compiler.is_compiling() or not self.training or not self.is_activation_checkpointing:
+            return 0
+        blocks = [module for module in self.modules() if isinstance(module, VideoBlock)]
+        trained = {p for p in self.parameters() if p.requires_grad}
+        after = {p for name in AFTER_THE_BLOCKS for p in getattr(self, name, nn.Module()).parameters()}
+        after.update(getattr(self, self.final_norm_name).parameters())
+        before = trained - after - {p for block in blocks for p in block.parameters()}
+        if before or pixel_values.requires_grad:
+            return 0
+        return next((block.number for block in blocks if trained & set(block.parameters())), len(blocks))
 
     def _forward_with_graph(self, *args, **kwargs):
         if torch.compiler.is_compiling() or not self.training or self.is_activation_checkpointing:

@@ -7,7 +7,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from method_table import CONFIGS, small_config
+from method_table import small_config
 from peft import get_peft_model
 from tiny import tiny_image_model
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -20,9 +20,10 @@ from hf_i2v import (
     ZeroI2VConfig,
 )
 from hf_i2v.architectures import video_config
-from hf_i2v.cost import activation_bytes, cost, count_macs, count_parameters, main
+from hf_i2v.cost import cost, count_macs, count_parameters, main, training_memory
 from hf_i2v.data import Preprocessing
-from hf_i2v.training.plan import plan
+from hf_i2v.training.plan import memory_plan, plan
+from hf_i2v.training_memory import LiveBytes
 
 B16 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 L14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -122,25 +123,38 @@ def test_formats_and_latency(tmp_path, capsys):
             main([*options, *wrong])
 
 
-@pytest.mark.parametrize("method", CONFIGS)
-def test_activations_are_those_of_a_real_step(method, tmp_path):
+@pytest.mark.parametrize("method", ["zeroi2v", "st_adapter", "aim", "inti", "frame2freq", "m_adapter"])
+def test_memory_is_that_of_a_real_step(method, tmp_path):
     tiny_image_model("vit").save_pretrained(tmp_path)
     base = I2VForVideoClassification.from_image_model(tmp_path, num_frames=4, num_labels=3)
-    model = get_peft_model(base, small_config(method))
-    counted = activation_bytes(model, (2, 4, 3, 16, 16))
-    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
-    kept = {}
+    model = get_peft_model(base, small_config(method)).train()
+    predicted = training_memory(model, (2, 4, 3, 16, 16))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    live = LiveBytes()
+    with live:
+        live.see(*model.parameters(), *model.buffers())
+        assert predicted.weights == live.now
+        moments = [torch.zeros_like(p) for p in trained for _ in range(2)]
+        model(torch.randn(2, 4, 3, 16, 16)).logits.square().mean().backward()
+    assert predicted.trained == 3 * sum(p.nbytes for p in trained) == 1.5 * sum(m.nbytes for m in moments)
+    assert predicted.peak == pytest.approx(live.highest, rel=0.1)
 
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model.train()(torch.randn(2, 4, 3, 16, 16))
-    del output
-    assert counted == pytest.approx(sum(kept.values()), rel=0.1)
+def test_memory_in_halves_and_under_checkpointing():
+    model = get_peft_model(clip_on_meta({**B16, "num_hidden_layers": 2}, 16), STAdapterConfig(num_frames=2)).train()
+    plain = training_memory(model, (16, 2, 3, 224, 224))
+    assert training_memory(model, (16, 2, 3, 224, 224), autocast=torch.bfloat16).kept < 0.8 * plain.kept
+    model.gradient_checkpointing_enable()
+    assert training_memory(model, (16, 2, 3, 224, 224)).kept < 0.3 * plain.kept
+
+
+def test_a_step_that_does_not_fit_is_told(monkeypatch, caplog):
+    model, shape = tiny_image_model("vit"), (2, 3, 16, 16)
+    where = {"mixed_precision": "no", "device": torch.device("cpu")}
+    assert "free on cpu" in memory_plan(model, shape, **where) and not caplog.records
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Namespace(available=1000))
+    memory_plan(model, shape, **where)
+    assert "cpu has 0.0 GiB free. Lower --per_device_train_batch_size" in caplog.text
 
 
 def test_pictures_of_the_size_of_the_preprocessing(tmp_path, capsys, monkeypatch):

@@ -62,7 +62,7 @@ def test_tuners_and_their_options_come_from_the_command_line(run_video_cls):
 
 
 @pytest.mark.parametrize("tuner", ["zeroi2v", "linear_probe"])
-def test_training_script(run_video_cls, videos, tmp_path, tuner):
+def test_training_script(run_video_cls, videos, tmp_path, tuner, capsys):
     tiny_image_model("clip").save_pretrained(tmp_path / "image")
     arguments = {
         "model_name_or_path": tmp_path / "image",
@@ -80,6 +80,7 @@ def test_training_script(run_video_cls, videos, tmp_path, tuner):
     if tuner == "zeroi2v":
         command += ["--tuner_config", "time_offsets={-1: 1}", "adapter_ratio=0.5"]
     run_video_cls(command)
+    assert "memory of a training step: 0.0" in capsys.readouterr().out
 
     results = json.loads((tmp_path / "run" / "all_results.json").read_text())
     assert results["eval_accuracy"] == 1.0  # dark and light

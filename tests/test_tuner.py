@@ -20,7 +20,14 @@ from tiny import per_frame_feature, randomize_adapter, tiny_image_model
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ResNetConfig, ResNetModel
 from transformers.models.vit.modeling_vit import ViTLayer
 
-from hf_i2v import I2VForVideoClassification, MAdapterConfig, STDHAConfig, UnsupportedBackboneError, ZeroI2VConfig
+from hf_i2v import (
+    I2VForVideoClassification,
+    MAdapterConfig,
+    STAdapterConfig,
+    STDHAConfig,
+    UnsupportedBackboneError,
+    ZeroI2VConfig,
+)
 
 
 @pytest.fixture
@@ -141,6 +148,30 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant, clip_pix
     for name, gradient in gradients().items():
         assert torch.equal(gradient, expected[name]), name
     assert len(runs) == 2  # recomputed
+
+
+@pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": True}, {"use_reentrant": False}])
+def test_no_graph_below_the_first_adapted_block(checkpointing, clip_pixels):
+    image_model = tiny_image_model("clip")
+    config = STAdapterConfig(num_frames=4, adapter_width=8, layers_to_transform=[2])
+    model = randomize_adapter(get_peft_model(image_model, config)).train()
+    model(clip_pixels).last_hidden_state.square().sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+
+    graphs, runs = [], []
+    for block in image_model.encoder.layers:
+        block.register_forward_hook(lambda module, args, output: graphs.append(output.requires_grad))
+        block.self_attn.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    if checkpointing:
+        image_model.activation_checkpointing_enable(checkpointing)
+        image_model.enable_input_require_grads()  # as peft does
+    model(clip_pixels).last_hidden_state.square().sum().backward()
+    assert graphs[:3] == [False, False, True]
+    assert len(runs) == (4 if checkpointing else 3)  # only the adapted block runs again
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, expected[name], atol=1e-6, rtol=1e-5)
 
 
 def test_hidden_states_and_tuples(clip_pixels):
