@@ -7,6 +7,7 @@
     python benchmarks/speed.py memory --released path/to/checkouts
     python benchmarks/speed.py scaling
     python benchmarks/speed.py start
+    python benchmarks/speed.py first_prediction
     python benchmarks/speed.py report          # speed.csv → speed.md
 
 ViT-B/16 of CLIP, 224², one clip of 8 frames, float32 (`--dtype bfloat16 --device cuda` on a GPU), random weights.
@@ -24,6 +25,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -307,6 +309,26 @@ def start(args) -> list[dict]:
     return [*rows, row("start", what, seconds[len(seconds) // 2], seconds[-1] - seconds[0])]
 
 
+def first_prediction(args) -> list[dict]:
+    """Loading a saved model and running a clip, over the same with the plain image model."""
+    with tempfile.TemporaryDirectory() as folder:
+        CLIPVisionModel(image_config()).save_pretrained(f"{folder}/image")
+        video_model("zeroi2v", 8).merge_and_unload().save_pretrained(f"{folder}/zeroi2v merged")
+        video_model("st_adapter", 8).base_model.bake().save_pretrained(f"{folder}/st_adapter baked")
+        pixels = torch.randn(1, 8, 3, 224, 224)
+        calls = {"image model": lambda: CLIPVisionModel.from_pretrained(f"{folder}/image")(pixels[0])}
+        for name in ("zeroi2v merged", "st_adapter baked"):
+            load = functools.partial(I2VForVideoClassification.from_pretrained, f"{folder}/{name}")
+            calls[name] = lambda load=load: load()(pixels)
+        with torch.inference_mode():
+            times = interleaved(calls, rounds=args.rounds, clock=time.process_time)
+    plain = times.pop("image model")
+    return [
+        row("first_prediction", f"{name} / image model, ViT-B/16", found.over(plain), found.spread, ("<", 1.1))
+        for name, found in times.items()
+    ]
+
+
 def report(args) -> list[dict]:
     rows = list(csv.DictReader((HERE / "speed.csv").open()))
     lines = ["# Speed and memory, 2 CPU cores", "", "Written by `benchmarks/speed.py report` from speed.csv.", ""]
@@ -319,7 +341,10 @@ def report(args) -> list[dict]:
     return []
 
 
-PARTS = {part.__name__: part for part in (inference, training, compiled, memory, scaling, start, report, one_peak)}
+PARTS = {
+    part.__name__: part
+    for part in (inference, training, compiled, memory, scaling, start, first_prediction, report, one_peak)
+}
 
 
 def main() -> None:
