@@ -25,7 +25,7 @@ import training_cost
 from interleaved import interleaved
 from training_cost import CLIP, TRAINED, video_model
 
-from hf_i2v import video
+from hf_i2v import block
 from hf_i2v.cost import training_memory
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -70,9 +70,9 @@ def time_(args) -> list[dict]:
             model.zero_grad(set_to_none=True)
 
         def keeping_step(step=step):
-            remaking, video.remaking = video.remaking, contextlib.nullcontext
+            remaking, block.remaking = block.remaking, contextlib.nullcontext
             step()
-            video.remaking = remaking
+            block.remaking = remaking
 
         times = interleaved({"remade": step, "kept": keeping_step}, rounds=args.rounds, clock=time.process_time)
         ratio, setting = times["remade"].over(times["kept"]), f"{args.num_blocks} blocks, 1 clip, {args.rounds} rounds"

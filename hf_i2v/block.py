@@ -28,7 +28,7 @@ from .merging import Folded, fold_into_weights
 from .methods.kernel import KernelConfig
 from .methods.site import FOLDING_SITES, SITE_NAMES, SiteModule
 from .methods.stdha import StreamShift, TimeShift
-from .remade import remade
+from .remade import remade, remaking
 from .stream_state import Step
 from .swapped import Swapped, swap_in, swap_out
 
@@ -139,9 +139,8 @@ class VideoBlock(Swapped):
         return x_MND
 
     def _run(self, x_MND: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        if frozen := self.number < frozen_blocks_in_flight():
-            pass
-        elif self._checkpoints_reentrantly() and not x_MND.requires_grad:
+        frozen = self.number < frozen_blocks_in_flight()
+        if self._checkpoints_reentrantly() and not (frozen or x_MND.requires_grad):
             x_MND = x_MND.detach().requires_grad_()  # reentrant checkpointing needs an input that requires a gradient
         # Read before gradient checkpointing starts: its second run gets the same number of frames on any thread.
         num_frames = frames_in_flight()
@@ -152,6 +151,9 @@ class VideoBlock(Swapped):
         if frozen:
             with torch.no_grad():
                 x_MND = nn.Module.__call__(self, x_MND, *args, **kwargs)  # past gradient checkpointing
+        elif self.training and not (torch.compiler.is_compiling() or getattr(self, "gradient_checkpointing", False)):
+            with remaking():
+                x_MND = super().__call__(x_MND, *args, **kwargs)
         else:
             x_MND = super().__call__(x_MND, *args, **kwargs)
         if (remaining := self.frames_before(num_frames)[-1]) != num_frames:

@@ -5,6 +5,7 @@ From forward to backward pass autograd keeps the tensors that derivatives read. 
 the tensor again when it needs it: the same function on the same values, so the same to the bit. Recipes may build on
 each other. Gradient checkpointing, where it is on, takes the place of this, and torch.compile makes its own choice.
 
+Recipes end with their block, for a model in shards (FSDP) has a block's weights at hand only while it runs.
 Worth a recipe: norms, activations, residual sums, what an adapter's small matrix adds, and the attention from its
 queries, keys and values. Not worth one: the products with the frozen model's large matrices.
 """
@@ -74,7 +75,7 @@ class Reader:
 
 
 class Remaking:
-    """A forward pass that keeps recipes."""
+    """The forward pass of a block that keeps recipes."""
 
     def __init__(self):
         self.recipes = WeakIdKeyDictionary()  # by the memory of what they make, as long as that lives

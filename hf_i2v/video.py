@@ -27,7 +27,6 @@ from .methods.branch import Branch, FrozenFeatures
 from .methods.config import config_from_dict
 from .methods.stdha import check_time_offsets, trim
 from .quantized import is_quantized
-from .remade import remaking
 from .stream_state import Step
 from .swapped import Swapped, swap_in, swap_out
 
@@ -211,7 +210,7 @@ class VideoBackbone(Swapped):
             last_frames = last_frames or step.num_frames
         frozen_blocks = self._frozen_blocks(pixel_values)
         with working_on(num_frames, pooling, prefix_only, passage, last_frames, step, frozen_blocks):
-            run = self._forward_with_graph if branch is None else self._forward_without_graph
+            run = super().forward if branch is None else self._forward_without_graph
             outputs = run(pixel_values, *args, **kwargs, return_dict=True)
             feature_BD = frame_feature(outputs, has_cls=self.num_prefix_tokens > 0)
             if pooling == "after_norm":  # otherwise the final norm has taken the mean
@@ -245,12 +244,6 @@ class VideoBackbone(Swapped):
         if before or pixel_values.requires_grad:
             return 0
         return next((block.number for block in blocks if trained & set(block.parameters())), len(blocks))
-
-    def _forward_with_graph(self, *args, **kwargs):
-        if torch.compiler.is_compiling() or not self.training or self.is_activation_checkpointing:
-            return super().forward(*args, **kwargs)
-        with remaking():
-            return super().forward(*args, **kwargs)
 
     @torch.no_grad()
     def _forward_without_graph(self, *args, **kwargs):
