@@ -49,13 +49,13 @@ def video_model(method) -> nn.Module:
 
 def memory(model: nn.Module) -> dict:
     """What a step takes: trained parameters, MiB kept and at the peak for 4 clips, and the largest batches."""
-    four = training_memory(model, (4, *CLIP))
-    largest = {}
+    found, largest = {}, {}
     for dtype in (None, torch.bfloat16):
-        four_clips, eight_clips = (training_memory(model, (n, *CLIP), autocast=dtype).peak for n in (4, 8))
-        a_clip = (eight_clips - four_clips) / 4
-        largest[dtype] = [int(4 + (size * 1e9 - four_clips) / a_clip) for size in (24, 80)]
-    return {"trained": count_parameters(model)[1], "four": four, "largest": largest}
+        four, eight = (training_memory(model, (n, *CLIP), autocast=dtype) for n in (4, 8))
+        a_clip = (eight.peak - four.peak) / 4
+        largest[dtype] = [int(4 + (size * 1e9 - four.peak) / a_clip) for size in (24, 80)]
+        found[dtype] = four
+    return {"trained": count_parameters(model)[1], "four": found[None], "largest": largest}
 
 
 class Step:
@@ -139,13 +139,13 @@ def main() -> None:
     pixels = torch.randn(1, *CLIP)
     steps = {name: Step(method, pixels) for name, method in TRAINED.items()}
     rounds = []
-    for number in range(1 + args.rounds):
+    for number in range(args.rounds):
         times = {name: step.seconds(step.inputs) for name, step in steps.items()}
         times[PREFIX] = steps[LAST_3].prefix_seconds(pixels)
         times |= {(name, CACHED): step.seconds(step.cached) for name, step in steps.items() if step.cached}
         rounds.append(times)
         print(f"round {number}:", {str(name): round(value, 2) for name, value in times.items()}, flush=True)
-    text = table(rounds[1:], {name: step.model for name, step in steps.items()})  # the first warms up
+    text = table(rounds, {name: step.model for name, step in steps.items()})
     Path(__file__).with_suffix(".md").write_text(text)
     print(text, end="")
 

@@ -28,7 +28,7 @@ from .counting import (
 )
 from .modeling_i2v import I2VForVideoClassification
 from .options import tuner_config
-from .training_memory import TrainingMemory, training_memory
+from .step_memory import TrainingMemory, training_memory
 
 __all__ = ["Cost", "TrainingMemory", "cost", "count_macs", "count_parameters", "latency", "merged_macs", "on_meta"]
 __all__ += ["training_memory"]

@@ -22,8 +22,8 @@ from hf_i2v import (
 from hf_i2v.architectures import video_config
 from hf_i2v.cost import cost, count_macs, count_parameters, main, training_memory
 from hf_i2v.data import Preprocessing
+from hf_i2v.step_memory import LiveBytes
 from hf_i2v.training.plan import memory_plan, plan
-from hf_i2v.training_memory import LiveBytes
 
 B16 = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 L14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_i2v import I2VForVideoClassification, ZeroI2VConfig, block
 from hf_i2v.remade import Reader, remade, remaking
-from hf_i2v.training_memory import LiveBytes
+from hf_i2v.step_memory import LiveBytes
 
 LABELS = torch.tensor([0, 2])
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from ..cost import cost, merged_macs
-from ..training_memory import training_memory
+from ..step_memory import training_memory
 from .state import trained_parameters
 
 logger = logging.getLogger(__name__)
