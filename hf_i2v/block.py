@@ -149,8 +149,12 @@ class VideoBlock(Swapped):
             kwargs["step"] = step
         kwargs |= {"num_frames": num_frames, "prefix_only": prefix_only}
         if frozen:
-            with torch.no_grad():
-                x_MND = nn.Module.__call__(self, x_MND, *args, **kwargs)  # past gradient checkpointing
+            self.gradient_checkpointing = False  # there is nothing to checkpoint
+            try:
+                with torch.no_grad():
+                    x_MND = super().__call__(x_MND, *args, **kwargs)
+            finally:
+                self.gradient_checkpointing = True
         elif self.training and not (torch.compiler.is_compiling() or getattr(self, "gradient_checkpointing", False)):
             with remaking():
                 x_MND = super().__call__(x_MND, *args, **kwargs)

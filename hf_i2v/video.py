@@ -238,8 +238,8 @@ class VideoBackbone(Swapped):
             return 0
         blocks = [module for module in self.modules() if isinstance(module, VideoBlock)]
         trained = {p for p in self.parameters() if p.requires_grad}
-        after = {p for name in AFTER_THE_BLOCKS for p in getattr(self, name, nn.Module()).parameters()}
-        after.update(getattr(self, self.final_norm_name).parameters())
+        parts = (self._modules.get(name) for name in (self.final_norm_name, *AFTER_THE_BLOCKS))
+        after = {p for part in parts if part is not None for p in part.parameters()}
         before = trained - after - {p for block in blocks for p in block.parameters()}
         if before or pixel_values.requires_grad:
             return 0
