@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_i2v.cost import count_macs
-from hf_i2v.counting import activation_bytes
+from hf_i2v.step_memory import training_memory
 
 RELEASED = "released code"
 PEAKS = {  # of dense bf16, FLOP/s, from the makers' data sheets
@@ -62,7 +62,7 @@ def training_step(model: nn.Module, pixels: torch.Tensor, setting: Setting) -> C
 def peak_bytes(step: Callable[[], None], model: nn.Module, pixels: torch.Tensor, setting: Setting) -> float:
     """The most memory that a step takes beyond the weights; on a CPU what autograd keeps, counted."""
     if setting.device.type != "cuda":
-        return activation_bytes(model, tuple(pixels.shape))
+        return training_memory(model, tuple(pixels.shape)).kept
     step()
     torch.cuda.synchronize(setting.device)
     torch.cuda.reset_peak_memory_stats(setting.device)

@@ -74,6 +74,9 @@ def training_memory(
     Args:
         pixel_values_shape: of a batch, (B, T, C, h, w).
         autocast: torch.bfloat16 or torch.float16 in mixed precision.
+
+    Returns:
+        The bytes of one process, on any device.
     """
     fake = FakeTensorMode()
     model = _without_memory(model, fake).train()
@@ -87,7 +90,7 @@ def training_memory(
         before = live.now
         with torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext():
             output = model(pixel_values)
-        score = output.logits if "logits" in output else output.pooler_output
+        score = output if isinstance(output, torch.Tensor) else output["logits" if "logits" in output else "pooler_output"]
         kept = live.now - before
         if score.requires_grad:
             score.float().square().mean().backward()
