@@ -90,9 +90,9 @@ def training_memory(
         before = live.now
         with torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext():
             output = model(pixel_values)
-        score = (
-            output if isinstance(output, torch.Tensor) else output["logits" if "logits" in output else "pooler_output"]
-        )
+        score = output
+        if not isinstance(output, torch.Tensor):
+            score = output.logits if "logits" in output else output.pooler_output
         kept = live.now - before
         if score.requires_grad:
             score.float().square().mean().backward()
