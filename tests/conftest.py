@@ -1,6 +1,8 @@
 import gc
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+
 import pytest
 import torch
 from processes import use_fork_server

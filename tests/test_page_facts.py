@@ -103,7 +103,7 @@ COST, MACS = "benchmarks/training_cost.md", "benchmarks/methods.md"
 SENTENCES = [  # page, words with figures, the file that has them, rows and columns there; or per cent more than plain
     (
         "README.md",
-        r"ZeroI2V (\S+) and ([\d.]+), ST-Adapter (\S+) and ([\d.]+)\), and a step of AIM .*? \((\S+) and ([\d.]+)\)",
+        r"ZeroI2V (\S+) and ([\d.]+), ST-Adapter (\S+) and ([\d.]+)\), and AIM .*? \((\S+) and ([\d.]+)\)",
         COST,
         [(method, column) for method in ("ZeroI2V", "ST-Adapter", "AIM") for column in (4, 5)],
     ),

@@ -202,7 +202,8 @@ def test_a_folder_of_pictures_and_a_full_disk(tmp_path, write_video, monkeypatch
         assert (video.frames(range(3)).float().mean((1, 2, 3)) - small_TChw.mean((1, 2, 3))).abs().max() < 3
 
     monkeypatch.undo()
-    monkeypatch.setattr("hf_i2v.prepare.video.write_whole", lambda path, write: write(Path("/dev/full")))
+    (tmp_path / "full").symlink_to("/dev/full")  # a link, for what could not be written is removed
+    monkeypatch.setattr("hf_i2v.prepare.video.write_whole", lambda path, write: write(tmp_path / "full"))
     with pytest.raises(OSError, match=r"other\.mp4 cannot be written \(No space left"):
         prepare_video(row, tmp_path / "new" / "other.mp4", Form(), 60)
 
