@@ -176,10 +176,16 @@ def check_finite(tensors: dict[str, torch.Tensor], source: str | os.PathLike) ->
     broken = [
         name
         for name, tensor in tensors.items()
-        if type(tensor.data) is torch.Tensor and not (tensor.is_meta or torch.isfinite(tensor).all())
+        if type(tensor.data) is torch.Tensor and not (tensor.is_meta or _is_finite(tensor))
     ]
     if broken:
         raise ValueError(f"{source} is refused: NaN or infinite values in {len(broken)} weights, {broken[:3]} …")
+
+
+def _is_finite(x: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite. Their sum would be, and takes a twentieth of the time."""
+    wide = torch.float32 if x.itemsize == 1 else None  # numbers of 8 bits cannot be summed as they are
+    return bool(torch.isfinite(x.sum(dtype=wide)) or torch.isfinite(x).all())  # large finite values may have no sum
 
 
 def check_complete(source: str | os.PathLike, **problems: Iterable) -> None:
