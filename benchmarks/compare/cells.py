@@ -97,6 +97,7 @@ class Task:
 
 TASKS = {
     "getup": Task("stand up or lie down: 2 classes, 600 videos", "getup", 1600),
+    "getup_long": Task("stand up or lie down: 600 videos, three times as many clips", "getup", 4800),
     "order": Task("6 motions forwards and backwards: 12 classes, 720 videos", "order", 4800),
     "actions": Task("15 actions: 600 videos", "actions", 2400),
     "getup_small": Task("stand up or lie down: 96 videos", "getup", 4800, shots=48, num_frames=8),
