@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import re
 import runpy
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_no_block_is_of_another_kind():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def made(tmp_path_factory):
     """A folder with all that the pages name: image models, a finished model, an adapter, videos."""
     folder = tmp_path_factory.mktemp("pages")
     look = Preprocessing(16, (0.5,) * 3, (0.5,) * 3, "bicubic")
@@ -62,6 +63,12 @@ def place(tmp_path_factory):
             for i in range(4):
                 (folder / split / name / f"{i}.mp4").write_bytes(clip)
     return folder
+
+
+@pytest.fixture
+def place(made, tmp_path):
+    """A copy of it for each page, for pages write over what they name."""
+    return shutil.copytree(made, tmp_path / "place")
 
 
 @pytest.mark.parametrize("page", dict.fromkeys(block.page for block in PYTHON), ids=lambda page: page.stem)
