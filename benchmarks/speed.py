@@ -17,7 +17,6 @@ which checkouts are meant. About ten minutes on two cores for all parts; nothing
 """
 
 import argparse
-import csv
 import functools
 import json
 import os
@@ -31,6 +30,7 @@ from pathlib import Path
 import torch
 from interleaved import interleaved
 from peft import PeftModel, get_peft_model
+from rows import read_rows, replace_rows
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from hf_i2v import (
@@ -332,7 +332,7 @@ def first_prediction(args) -> list[dict]:
 
 
 def report(args) -> list[dict]:
-    rows = list(csv.DictReader((HERE / "speed.csv").open()))
+    rows = read_rows(HERE / "speed.csv")
     lines = ["# Speed and memory, 2 CPU cores", "", "Written by `benchmarks/speed.py report` from speed.csv.", ""]
     lines += ["| part | ratio | measured | spread | asked | met |", "|---|---|---|---|---|---|"]
     lines += [
@@ -364,12 +364,7 @@ def main() -> None:
     torch.manual_seed(0)
     rows = PARTS[args.part](args)
     if rows:
-        file = HERE / "speed.csv"
-        kept = [r for r in csv.DictReader(file.open()) if r["part"] != args.part] if file.exists() else []
-        with file.open("w", newline="") as out:
-            writer = csv.DictWriter(out, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(kept + rows)
+        replace_rows(HERE / "speed.csv", rows, key=lambda row: row["part"])
 
 
 if __name__ == "__main__":

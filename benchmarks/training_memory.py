@@ -11,7 +11,6 @@ training_memory.csv.
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import resource
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 import training_cost
 from interleaved import interleaved
+from rows import replace_rows
 from training_cost import CLIP, TRAINED, video_model
 
 from hf_i2v import block
@@ -105,11 +105,7 @@ def main() -> None:
     torch.manual_seed(0)
     rows = PARTS[args.part](args)
     if rows:
-        others = [r for r in csv.DictReader(CSV.open()) if r["part"] != args.part] if CSV.exists() else []
-        with CSV.open("w", newline="") as out:
-            writer = csv.DictWriter(out, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(others + rows)
+        replace_rows(CSV, rows, key=lambda row: row["part"])
 
 
 if __name__ == "__main__":

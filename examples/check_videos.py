@@ -19,7 +19,7 @@ from hf_i2v.data import ReadLimits, VideoDecodeError, add_data_arguments, open_v
 from hf_i2v.data.clips import frames_between
 from hf_i2v.data.failures import bad_video
 from hf_i2v.data.fingerprints import common_folder
-from hf_i2v.data.in_processes import LOST, in_processes, watched
+from hf_i2v.data.in_processes import in_processes, watched, why_lost
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -67,7 +67,7 @@ def bad_videos(rows, how: tuple[int | None, float], num_workers: int, title: str
         ):
             progress.update()
             if is_lost:
-                reason = f"{rows[index]['video']['path']}: {LOST.format(how[1])}"
+                reason = why_lost(rows[index]["video"]["path"], how[1])
             if reason is not None:
                 yield bad_video(rows[index], index, reason, root)
 

@@ -11,7 +11,13 @@ from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from typing import Any
 
-LOST = "decoding it kills the process, or one step of it takes longer than twice the {:g} seconds of --video_timeout"
+
+def why_lost(video: str, seconds: float) -> str:
+    """What is wrong with a video at which `in_processes` lost a process that was `watched`."""
+    return (
+        f"{video}: decoding it kills the process, or one step of it takes longer than twice the {seconds:g} seconds "
+        "of --video_timeout"
+    )
 
 
 @contextmanager

@@ -13,12 +13,11 @@ from pathlib import Path
 from datasets import DatasetDict
 from tqdm import tqdm
 
-from ..caching.layout import write_whole
 from ..data import add_data_arguments, videos_from_args
 from ..data.failures import bad_video
 from ..data.fingerprints import common_folder, video_fingerprint
-from ..data.in_processes import LOST, in_processes
-from ..training.checkpoints import configuration_differences
+from ..data.in_processes import in_processes, why_lost
+from ..training.checkpoints import configuration_differences, write_atomically
 from ..training.options import positive
 from ..training.results import claim
 from .layout import Layout, layout_of
@@ -121,7 +120,7 @@ def _prepare(
             progress.update()
             split, row = left[number]
             if is_lost:
-                reason = f"{layout.videos[split][row]['video']['path']}: {LOST.format(args.video_timeout)}"
+                reason = why_lost(layout.videos[split][row]["video"]["path"], args.video_timeout)
             if reason is not None:
                 layout.paths[split][row].unlink(missing_ok=True)  # what was made of it before it went bad
                 bad_videos.add(split, row, reason)
@@ -153,4 +152,4 @@ class BadVideos:
         bad = bad_video(self.videos[split][row], row, reason, self._roots[split])
         self.listed[split, row] = {"split": split, **bad}
         lines = "".join(json.dumps(bad, ensure_ascii=False) + "\n" for bad in self.listed.values())
-        write_whole(self.file, lambda beside: beside.write_text(lines, encoding="utf-8"))
+        write_atomically(self.file, lines)

@@ -26,6 +26,7 @@ from datasets import DatasetDict
 
 from ..caching.layout import write_whole
 from ..data.references import VIDEO_SUFFIXES
+from ..training.checkpoints import write_atomically
 
 LABELS = "labels.json"
 
@@ -87,7 +88,7 @@ class Layout(ABC):
 
     def _write_class_names(self) -> None:
         names = self.videos["train"].features["label"].names
-        write_whole(self.folder / LABELS, lambda beside: beside.write_text(json.dumps(names, indent=1)))
+        write_atomically(self.folder / LABELS, json.dumps(names, indent=1))
 
     def _flags(self, kind: str, suffix: str) -> str:
         places = [f"--{split}_{kind} {self.folder / split}{suffix}" for split in self.videos]
@@ -162,9 +163,7 @@ class Listed(Layout):
             for path, *others in zip(*columns, strict=True):
                 if path.exists():
                     writer.writerow([path.relative_to(self.folder).as_posix(), *others])
-            write_whole(
-                self.folder / f"{split}.csv", lambda beside, text=text: beside.write_text(text.getvalue(), "utf-8")
-            )
+            write_atomically(self.folder / f"{split}.csv", text.getvalue())
         self._write_class_names()
 
     def flags(self) -> str:
