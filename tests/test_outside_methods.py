@@ -66,7 +66,8 @@ def test_they_travel(base, tmp_path):
             torch.testing.assert_close(baked(pixels).logits, adapted, atol=1e-5, rtol=1e-5)
         baked.save_pretrained(folder / "finished")
         assert (folder / "finished" / f"{module}.py").exists()
-        finished += [folder / "finished", expected]
+        if method != module:  # the two by themselves are parts of the others
+            finished += [folder / "finished", expected]
     assert re.findall("difference (.*)", log.read_text()) == ["0.0", "0.0"]
 
     done = subprocess.run(
@@ -74,7 +75,7 @@ def test_they_travel(base, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     differences = [float(number) for number in re.findall("difference (.*)", done.stdout)]
-    assert len(differences) == len(CONFIGS) and max(differences) < 1e-5
+    assert len(differences) == 2 and max(differences) < 1e-5
 
 
 def test_command_lines_and_cards_know_it(base, capsys):

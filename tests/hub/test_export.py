@@ -93,18 +93,8 @@ def test_the_command(tmp_path, video, capsys):
         validation_clips(model, folder.parent)
 
 
-def test_a_program_is_as_large_as_its_model(tmp_path):
-    model = video_model(tmp_path, ZeroI2VConfig(), num_hidden_layers=1, image_size=160)  # 2.5 MB of example clips
-    program = export_program(model)
-    save_program(program, tmp_path / "model.pt2")
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    assert (tmp_path / "model.pt2").stat().st_size < weights + 500_000
-    loaded = torch.export.load(tmp_path / "model.pt2").module()
-    assert largest_difference(loaded, model) <= 1e-5
-
-
-@pytest.mark.parametrize("config", [STAdapterConfig(adapter_width=8) + InTIConfig(insert_before=[1]), AIMConfig()])
-def test_baked_models(tmp_path, config):
+def test_a_composition_of_baked_methods(tmp_path):  # each by itself: docs/abilities.py
+    config = STAdapterConfig(adapter_width=8) + InTIConfig(insert_before=[1])
     model = video_model(tmp_path, config, num_hidden_layers=2)
     assert largest_difference(export_program(model).module(), model) <= 1e-5
 
@@ -186,10 +176,25 @@ def test_a_difference_that_is_not_finite_shows(tmp_path):
         assert math.isnan(difference)
 
 
-def test_the_command_does_not_pass_a_program_that_differs(tmp_path, monkeypatch):
-    model = video_model(tmp_path, ZeroI2VConfig(), num_hidden_layers=1)
+@pytest.fixture(scope="module")
+def large_pictures(tmp_path_factory):
+    """A model whose example clips have 2.5 MB, and its program."""
+    model = video_model(tmp_path_factory.mktemp("large"), ZeroI2VConfig(), num_hidden_layers=1, image_size=160)
+    return model, export_program(model)
+
+
+def test_a_program_is_as_large_as_its_model(large_pictures, tmp_path):
+    model, program = large_pictures
+    save_program(program, tmp_path / "model.pt2")
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert (tmp_path / "model.pt2").stat().st_size < weights + 500_000
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    assert largest_difference(loaded, model) <= 1e-5
+
+
+def test_the_command_does_not_pass_a_program_that_differs(large_pictures, tmp_path, monkeypatch):
+    model, program = large_pictures
     model.save_pretrained(tmp_path / "model")
-    program = export_program(model)
     monkeypatch.setattr("hf_i2v.export.export_program", lambda model: program)
     for name in ("export_onnx", "OnnxClassifier"):
         monkeypatch.setattr(f"hf_i2v.export.{name}", lambda *args, **kwargs: None)
