@@ -35,11 +35,12 @@ from pathlib import Path
 from queue import SimpleQueue
 
 ROOT = Path(__file__).parent.parent
-METHODS = ("tests/test_methods.py", "tests/test_golden.py")
+DEFAULTS = "tests/test_page_facts.py::test_defaults_are_those_of_the_configuration"
+METHODS = (DEFAULTS, "tests/test_golden.py", "tests/test_methods.py", "tests/test_streaming.py")
 RUNS = ("tests/test_checkpoints.py",)
 NEAREST = {  # module → tests that stand nearest, the fastest first
-    "hf_i2v/methods/site.py": ("tests/test_outside_methods.py",),
-    "hf_i2v/methods/config.py": ("tests/test_tuner.py", *METHODS),
+    "hf_i2v/methods/site.py": ("tests/test_outside_methods.py", "tests/test_streaming.py"),
+    "hf_i2v/methods/config.py": ("tests/test_tuner.py", *METHODS, "tests/hub/test_safety.py"),
     "hf_i2v/methods/stdha.py": ("tests/test_zeroi2v.py", *METHODS),
     "hf_i2v/methods/linear_adapter.py": ("tests/test_zeroi2v.py", *METHODS),
     "hf_i2v/methods/st_adapter.py": METHODS,
@@ -286,7 +287,7 @@ def main(argv: list[str] | None = None) -> Counter:
     whole: dict[str, str] = {}  # module → the verdict of its tests without a fault
 
     once = list(dict.fromkeys(module for module, _ in todo))
-    tests_of = {m: tuple(test for test in NEAREST[m] if (ROOT / test).exists()) for m in once}
+    tests_of = {m: tuple(test for test in NEAREST[m] if (ROOT / test.partition("::")[0]).exists()) for m in once}
 
     def add(row: tuple) -> None:
         with writing:

@@ -21,6 +21,7 @@ from hf_i2v import (
 )
 from hf_i2v.architectures import video_config
 from hf_i2v.cost import cost, count_macs, count_parameters, main, training_memory
+from hf_i2v.counting import latency
 from hf_i2v.data import Preprocessing
 from hf_i2v.step_memory import LiveBytes
 from hf_i2v.training.plan import memory_plan, plan
@@ -121,6 +122,13 @@ def test_formats_and_latency(tmp_path, capsys):
     ):
         with pytest.raises(SystemExit, match=message):
             main([*options, *wrong])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_timed_model_goes_on_as_it_was(training):
+    model = get_peft_model(tiny_image_model("clip"), small_config("zeroi2v", num_frames=4)).train(training)
+    seconds, spread = latency(model, (1, 4, 3, 16, 16), rounds=1)
+    assert seconds > 0 and spread == 0 and model.training is training
 
 
 @pytest.mark.parametrize("method", ["zeroi2v", "st_adapter", "aim", "inti", "frame2freq", "m_adapter"])

@@ -120,6 +120,27 @@ def test_what_cannot_stand_at_a_site(site, module, message, monkeypatch):
         get_peft_model(tiny_image_model("clip"), TokenShiftConfig(num_frames=4))
 
 
+class Numbered(SiteModule):
+    """Adds a tenth of each frame's number; a step that needs nothing but the number of frames before."""
+
+    def forward(self, x_MND, *, num_frames, **_):
+        numbers_T = torch.arange(num_frames, dtype=x_MND.dtype)
+        return x_MND + 0.1 * numbers_T.repeat(len(x_MND) // num_frames)[:, None, None]
+
+    def step(self, x_SND, kept, *, age_S, **_):
+        return x_SND + 0.1 * age_S.to(x_SND.dtype)[:, None, None], kept
+
+
+def test_a_step_that_keeps_nothing(base, monkeypatch):
+    monkeypatch.setattr(TokenShiftConfig, "site_modules", lambda self, backbone, layer: {"before": Numbered()})
+    model = get_peft_model(base, TokenShiftConfig(causal=True)).eval()
+    pixels = torch.randn(2, 4, 3, 24, 24)
+    state = model.base_model.model.new_stream(batch_size=2, image_size=24)
+    for frames in pixels.unbind(1):
+        logits, state = model.base_model.model.step(frames, state)
+    torch.testing.assert_close(logits, model(pixels).logits, atol=1e-5, rtol=1e-5)
+
+
 def test_what_cannot_be_registered():
     with pytest.raises(TypeError, match=r"subclass of hf_i2v\.I2VTunerConfig, not <class 'dict'>"):
         register_method(dict)
