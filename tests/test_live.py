@@ -90,7 +90,7 @@ def test_a_file_in_real_time_drops_too(folder):
     with LiveFrames(str(folder / "video.mp4"), realtime=True) as frames:
         for number, _ in enumerate(frames):
             if number == 0:
-                wait_until(lambda: frames.num_read == 8)
+                wait_until(lambda: frames.num_read >= 8)  # a reader that is late gives several at once
                 break
     assert frames.num_dropped >= 3
     assert time.monotonic() - began >= 7 / 8  # never before it is due
