@@ -1,8 +1,10 @@
+import functools
 import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
+import jinja2
 import pytest
 import torch
 from processes import use_fork_server
@@ -10,6 +12,8 @@ from processes import use_fork_server
 torch.set_num_threads(1)  # the models are tiny, and threads that wait for one another on busy cores cost minutes
 use_fork_server()
 os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers would load each tiny model with a pool of threads
+# huggingface_hub compiles the template of peft's model card each time that an adapter is saved
+jinja2.Environment.compile = functools.lru_cache(jinja2.Environment.compile)
 
 forks: list[int] = []
 os.register_at_fork(before=lambda: forks.append(os.getpid()))

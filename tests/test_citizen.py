@@ -511,7 +511,7 @@ COMPILED += ["m_adapter", "attentive_probe", "step"]  # side branches go alone
 @pytest.mark.parametrize("methods", COMPILED)
 def test_compiles_once_in_training(methods, video_model, clip_pixels):
     """Every method, as many in a graph as compose, for each costs seconds. In inference: see
-    `test_other_numbers_of_frames`, for those that compute there what they do not here."""
+    `test_compiles_once_for_another_number_of_frames`, for those that compute there what they do not here."""
     config = functools.reduce(operator.add, map(small_config, methods.split("+")))
     model = randomize_adapter(get_peft_model(video_model("shallow"), config))
     assert_compiles_once(model.train(), clip_pixels)
@@ -537,10 +537,10 @@ def test_exports(video_model, clip_pixels):
 @pytest.mark.parametrize("kernel", ["sdpa", "eager", "flex_attention"])
 def test_stdha_keeps_the_kernel(kernel, backbone, video_model, clip_pixels):
     expected = adapt(video_model(backbone), "zeroi2v")(clip_pixels).logits
-    model = adapt(video_model(backbone, attn_implementation=kernel), "zeroi2v")
-    assert model.base_model.model.config._attn_implementation == kernel
     # transformers compiles flex_attention, to C++ here; run without that it is the same function
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        model = adapt(video_model(backbone, attn_implementation=kernel), "zeroi2v")
+        assert model.base_model.model.config._attn_implementation == kernel
         torch.testing.assert_close(model(clip_pixels).logits, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -554,10 +554,17 @@ def test_other_numbers_of_frames(method, video_model, clip_pixels, monkeypatch):
         for pixels in (clip_pixels.repeat(1, 2, 1, 1, 1), clip_pixels[:, :2], clip_pixels.repeat(1, 2, 1, 1, 1)):
             assert torch.isfinite(model(pixels).logits).all()
         lengths = ["8 frames", "2 frames"] if CONFIGS[method].uses_temporal_embedding or method == "step" else []
-        if lengths:
-            assert_compiles_once(model, clip_pixels[:, :2].contiguous())
     assert len(told) == len(lengths)
     assert all("interpolated linearly" in text and new in text for text, new in zip(told, lengths, strict=True))
+
+
+@pytest.mark.parametrize("methods", ["stdha+linear_adapter+aim", "step"])
+def test_compiles_once_for_another_number_of_frames(methods, video_model, clip_pixels):
+    """Without gradients. The first has the temporal embedding and all parts of zeroi2v and AIM, who interpolate it."""
+    config = functools.reduce(operator.add, map(small_config, methods.split("+")))
+    model = randomize_adapter(get_peft_model(video_model("shallow"), config)).eval()
+    with torch.no_grad():
+        assert_compiles_once(model, clip_pixels[:, :2].contiguous())
 
 
 @pytest.mark.parametrize("method", ["zeroi2v", "st_adapter", "aim"])

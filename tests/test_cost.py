@@ -94,7 +94,7 @@ def test_the_command_line_gives_the_published_rows(capsys):
 
 
 def test_formats_and_latency(tmp_path, capsys):
-    tiny_image_model("clip").save_pretrained(tmp_path)
+    tiny_image_model("clip", num_hidden_layers=1).save_pretrained(tmp_path)
     options = [
         "--model",
         str(tmp_path),
@@ -166,7 +166,7 @@ def test_a_step_that_does_not_fit_is_told(monkeypatch, caplog):
 
 
 def test_pictures_of_the_size_of_the_preprocessing(tmp_path, capsys, monkeypatch):
-    tiny_image_model("dinov2", image_size=40).save_pretrained(tmp_path)
+    tiny_image_model("dinov2", image_size=40, num_hidden_layers=1).save_pretrained(tmp_path)
     options = ["--model", str(tmp_path), "--num_frames", "2", "--num_labels", "3", "--format", "json"]
 
     def macs(*more: str) -> int:
