@@ -4,12 +4,14 @@
 
 Each mutant is one change of the syntax tree (a comparison turned, a sign, a number plus one, a condition negated, a
 call left out, a keyword dropped …). They are drawn evenly over the modules of `NEAREST`, the same for a seed.
+First all of these tests run once and coverage.py writes down which of them runs which line, a quarter of an hour.
+A mutant then meets tests that run its line, one of each function first, the fastest first, a minute of them; where
+only the import runs a line, as a default's, all tests that stand near to the module.
 Tests run in a copy of the checkout, so that the checkout itself is never touched, each with a time limit, and in a
 fork of a process that has torch and its company imported already, but nothing of the package. Every result is a row of
 `mutants.csv` beside this script at once; one whose row is there is not run again.
 
 - noticed: a test failed. late: the tests took too long, which would be noticed. unnoticed: all tests passed.
-- broken: the tests fail without any fault; nothing is known then.
 """
 
 import argparse
@@ -20,8 +22,10 @@ import importlib
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -52,7 +56,7 @@ NEAREST = {  # module → tests that stand nearest, the fastest first
     "hf_i2v/merging.py": ("tests/test_zeroi2v.py", "tests/test_tuner.py", "tests/test_methods.py"),
     "hf_i2v/video.py": ("tests/test_modeling.py", *METHODS, "tests/test_citizen.py"),
     "hf_i2v/data/sampling.py": ("tests/data/test_sampling.py",),
-    "hf_i2v/data/loader.py": ("tests/data/test_loader.py",),
+    "hf_i2v/data/loader.py": ("tests/data/test_loader.py", "tests/data/test_broken_files.py"),
     "hf_i2v/untrusted.py": ("tests/hub/test_safety.py",),
     "hf_i2v/training/checkpoints.py": RUNS,
     "hf_i2v/training/state.py": RUNS,
@@ -60,6 +64,7 @@ NEAREST = {  # module → tests that stand nearest, the fastest first
     "hf_i2v/counting.py": ("tests/test_cost.py",),
     "hf_i2v/cost.py": ("tests/test_cost.py",),
 }
+SECONDS_OF_TESTS = 60  # that a mutant meets, as long as they take without it
 COLUMNS = ("mutant", "verdict", "seconds", "module", "line", "change")
 SWAPPED = {
     ast.Add: ast.Sub,
@@ -225,6 +230,52 @@ def _received(orders: Connection) -> tuple | None:
         return None
 
 
+class LinesRun:
+    """Which tests run a line, by coverage.py's contexts; made once and kept beside the table.
+
+    Args:
+        file: of the coverage; the durations of the tests lie beside it.
+        tests: what to run if the file does not exist.
+        jobs: test processes at a time.
+    """
+
+    def __init__(self, file: Path, tests: list[str], jobs: int):
+        log = file.with_suffix(".log")
+        if not file.exists():
+            arguments = ["-q", "-n", str(jobs), "--durations=0", "--durations-min=0", "--cov=hf_i2v"]
+            arguments += ["--cov-context=test", "--cov-report=", *tests]
+            with open(log, "w") as output:
+                done = subprocess.run(
+                    [sys.executable, "-m", "pytest", *arguments], stdout=output, cwd=ROOT,
+                    env=os.environ | {"COVERAGE_FILE": str(file)}, check=False,
+                )  # fmt: skip
+            if done.returncode:
+                file.unlink(missing_ok=True)
+                raise RuntimeError(f"Without any fault the tests fail, and nothing can be known: see {log}.")
+        self.data = importlib.import_module("coverage").CoverageData(str(file))
+        self.data.read()
+        self.seconds: Counter[str] = Counter()
+        for seconds, test in re.findall(r"^([\d.]+)s (?:call|setup|teardown) +(.*)$", log.read_text(), re.MULTILINE):
+            self.seconds[test] += float(seconds)
+
+    def tests(self, module: str, line: int) -> list[str]:
+        """Ids of tests, in the order in which to run them; none if only an import runs the line."""
+        (file,) = (name for name in self.data.measured_files() if name.endswith(f"/{module}"))
+        contexts = self.data.contexts_by_lineno(file)
+        first = max((number for number in contexts if number <= line), default=line)  # of a statement of many lines
+        ids = {context.rpartition("|")[0] for context in contexts.get(first, [])} - {""}
+        shared = {context.partition("::")[0] for context in contexts.get(first, []) if context.endswith("|setup")}
+        ids |= {test for test in self.seconds if test.partition("::")[0] in shared}  # they use what the first one made
+        by_speed = sorted(ids, key=lambda test: (self.seconds[test], test))
+        one_each = {test.partition("[")[0]: test for test in reversed(by_speed)}.values()
+        chosen, left = [], SECONDS_OF_TESTS
+        for test in dict.fromkeys([*sorted(one_each, key=by_speed.index), *by_speed]):
+            if self.seconds[test] <= left:
+                chosen.append(test)
+                left -= self.seconds[test]
+        return chosen
+
+
 class Copies:
     """Copies of the checkout, one for each test run at a time, and a process beside each that runs pytest there."""
 
@@ -240,13 +291,13 @@ class Copies:
             theirs.close()
             self.free.put((place, orders))
 
-    def run_tests(self, module: str, text: str | None, tests: tuple[str, ...], seconds: float) -> tuple[str, float]:
-        """The verdict of the tests with another text of a module (None: its own), and how long they took."""
+    def run_tests(self, module: str, text: str, tests: list[str], seconds: float) -> tuple[str, float]:
+        """The verdict of the tests with another text of a module, and how long they took."""
         place, orders = self.free.get()
         file, whole = place / module, (place / module).read_text()
         started = time.monotonic()
         try:
-            file.write_text(ast.unparse(ast.parse(whole)) if text is None else text)
+            file.write_text(text)
             orders.send((tests, seconds))
             verdict = orders.recv()
         finally:
@@ -282,12 +333,10 @@ def main(argv: list[str] | None = None) -> Counter:
     rows = read_rows(args.output_file)
     done = {row["mutant"] for row in rows}
     todo = [m for m in chosen_mutants(modules, args.max_mutants, args.seed) if f"{m[0]}:{m[1]}" not in done]
+    near = list(dict.fromkeys(test for tests in NEAREST.values() for test in tests))
+    ran = LinesRun(args.output_file.with_suffix(".coverage"), near, args.jobs)
     copies, writing = Copies(args.jobs), threading.Lock()
     sources = {module: (ROOT / module).read_text() for module in modules}
-    whole: dict[str, str] = {}  # module → the verdict of its tests without a fault
-
-    once = list(dict.fromkeys(module for module, _ in todo))
-    tests_of = {m: tuple(test for test in NEAREST[m] if (ROOT / test.partition("::")[0]).exists()) for m in once}
 
     def add(row: tuple) -> None:
         with writing:
@@ -300,15 +349,11 @@ def main(argv: list[str] | None = None) -> Counter:
     def try_one(mutant: tuple[str, int]) -> None:
         module, number = mutant
         text, change, line = mutated(sources[module], number)
-        if whole[module] != "unnoticed":
-            verdict, seconds = "broken", 0
-        else:
-            verdict, seconds = copies.run_tests(module, text, tests_of[module], args.seconds)
+        tests = ran.tests(module, line) or NEAREST[module]
+        verdict, seconds = copies.run_tests(module, text, tests, args.seconds)
         add((f"{module}:{number}", verdict, round(seconds), module, line, change))
 
     with closing(copies), ThreadPoolExecutor(args.jobs) as pool:
-        results = {t: pool.submit(copies.run_tests, once[0], None, t, args.seconds) for t in set(tests_of.values())}
-        whole.update((module, results[tests].result()[0]) for module, tests in tests_of.items())
         list(pool.map(try_one, todo))
     counts = Counter(row["verdict"] for row in read_rows(args.output_file))
     print(dict(counts))
