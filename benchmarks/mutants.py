@@ -39,8 +39,11 @@ from pathlib import Path
 from queue import SimpleQueue
 
 ROOT = Path(__file__).parent.parent
-DEFAULTS = "tests/test_page_facts.py::test_defaults_are_those_of_the_configuration"
-METHODS = (DEFAULTS, "tests/test_golden.py", "tests/test_methods.py", "tests/test_streaming.py")
+DEFAULTS = tuple(
+    f"tests/test_page_facts.py::test_{test}"
+    for test in ("defaults_are_those_of_the_configuration", "the_training_page_says_the_learning_rates")
+)
+METHODS = (*DEFAULTS, "tests/test_golden.py", "tests/test_methods.py", "tests/test_streaming.py")
 RUNS = ("tests/test_checkpoints.py",)
 NEAREST = {  # module → tests that stand nearest, the fastest first
     "hf_i2v/methods/site.py": ("tests/test_outside_methods.py", "tests/test_streaming.py"),

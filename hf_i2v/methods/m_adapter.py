@@ -42,7 +42,7 @@ class FusionAdapter(nn.Module):
         self.project = nn.Linear(width, branch_width)
         self.gate = None if first else nn.Linear(2 * branch_width, branch_width)
         self.norm_time = nn.LayerNorm(branch_width)
-        self.time = TimeConv(branch_width, branch_width, 3, padding=1, groups=branch_width)
+        self.time = TimeConv(branch_width, branch_width, 3, groups=branch_width)
         self.norm_mlp = nn.LayerNorm(branch_width)
         self.mlp = nn.Sequential(nn.Linear(branch_width, hidden), nn.GELU(), nn.Linear(hidden, branch_width))
 
