@@ -188,6 +188,10 @@ def test_a_configuration_that_does_not_fit_is_refused_and_changes_nothing(config
     assert torch.equal(per_frame_feature(image_model, clip_pixels), expected_BD)
 
 
+def test_offsets_by_their_number_of_heads():
+    assert ZeroI2VConfig(time_offsets={1: 2, -1: 1}).time_offsets == [1, 1, -1]
+
+
 def test_as_many_offsets_as_heads():
     get_peft_model(tiny_image_model("clip"), ZeroI2VConfig(num_frames=4, time_offsets=[1, -1, 3, -3]))
 
