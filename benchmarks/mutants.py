@@ -55,7 +55,7 @@ NEAREST = {  # module → tests that stand nearest, the fastest first
     "hf_i2v/methods/inti.py": METHODS,
     "hf_i2v/methods/m_adapter.py": (*METHODS, "tests/test_feature_cache.py"),
     "hf_i2v/frames.py": ("tests/test_zeroi2v.py", *METHODS),
-    "hf_i2v/block.py": (*METHODS, "tests/test_zeroi2v.py", "tests/test_tuner.py"),
+    "hf_i2v/block.py": (*METHODS, "tests/test_zeroi2v.py", "tests/test_tuner.py", "tests/test_backbones.py"),
     "hf_i2v/merging.py": ("tests/test_zeroi2v.py", "tests/test_tuner.py", "tests/test_methods.py"),
     "hf_i2v/video.py": ("tests/test_modeling.py", *METHODS, "tests/test_citizen.py"),
     "hf_i2v/data/sampling.py": ("tests/data/test_sampling.py",),

@@ -1,6 +1,7 @@
 """The life cycle in peft that all methods share."""
 
 import copy
+import dataclasses
 import json
 import pickle
 
@@ -21,6 +22,7 @@ from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ResNetCon
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from hf_i2v import (
+    METHODS,
     I2VForVideoClassification,
     MAdapterConfig,
     STAdapterConfig,
@@ -40,6 +42,21 @@ def base(tmp_path):
 @pytest.fixture
 def adapted(base):
     return randomize_adapter(get_peft_model(base, ZeroI2VConfig())).eval()
+
+
+def test_every_option_says_what_it_is():
+    for name, config in METHODS.items():
+        own = {field.name for field in dataclasses.fields(config)} - {f.name for f in dataclasses.fields(PeftConfig)}
+        silent = [
+            field.name for field in dataclasses.fields(config) if field.name in own and "help" not in field.metadata
+        ]
+        assert own and not silent, name
+
+
+def test_the_number_of_frames_may_be_said_again(adapted, clip_pixels):
+    expected = adapted(clip_pixels).logits
+    assert torch.equal(adapted(clip_pixels, num_frames=4).logits, expected)
+    assert torch.equal(adapted(clip_pixels.flatten(0, 1), num_frames=4).logits, expected)
 
 
 def test_a_saved_adapter_loads_to_identical_logits(adapted, base, tmp_path, clip_pixels):
