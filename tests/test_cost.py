@@ -128,6 +128,7 @@ def test_formats_and_latency(tmp_path, capsys):
 @pytest.mark.parametrize("training", [True, False])
 def test_a_timed_model_goes_on_as_it_was(training):
     model = get_peft_model(tiny_image_model("clip"), small_config("zeroi2v", num_frames=4)).train(training)
+    model.to(torch.bfloat16)
     started = time.perf_counter()
     seconds, spread = latency(model, (1, 4, 3, 16, 16), rounds=1)
     assert 0 < seconds < time.perf_counter() - started and spread == 0

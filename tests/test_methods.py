@@ -232,6 +232,16 @@ def test_bad_values_name_what_is_allowed(config, message):
         get_peft_model(tiny_image_model("clip"), config())
 
 
+def test_the_smallest_values_are_allowed():
+    for config in (MAdapterConfig(num_frames=1, token_pooling=1), InTIConfig(num_frames=2, context_width=1)):
+        get_peft_model(tiny_image_model("clip"), config)
+
+
+def test_m_adapter_reads_every_second_block():
+    model = get_peft_model(tiny_image_model("clip", num_hidden_layers=6), MAdapterConfig(**T))
+    assert model.peft_config["default"].levels == [1, 3, 5]
+
+
 def test_inti_starts_as_plain_averaging(clip_pixels):
     model = get_peft_model(tiny_image_model("clip"), InTIConfig(**T, insert_before=[0]))
     entering_BTND = []
