@@ -6,6 +6,7 @@ from adaptformer import AdaptFormerConfig
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import IMAGE_MODELS, per_frame_feature, randomize, randomize_adapter, tiny_image_model
 from token_shift import TokenShiftConfig
+from torch.nn import functional as F
 from transformers import (
     AutoModel,
     CLIPConfig,
@@ -36,6 +37,7 @@ from hf_i2v import (
 )
 from hf_i2v.backbones import grid_side
 from hf_i2v.methods.inti import InTI
+from hf_i2v.methods.m_adapter import FusionAdapter
 
 T = {"num_frames": 4}
 METHODS = {
@@ -235,6 +237,20 @@ def test_bad_values_name_what_is_allowed(config, message):
 def test_the_smallest_values_are_allowed():
     for config in (MAdapterConfig(num_frames=1, token_pooling=1), InTIConfig(num_frames=2, context_width=1)):
         get_peft_model(tiny_image_model("clip"), config)
+
+
+def test_a_level_of_m_adapter_is_its_equation():
+    """h ← σ(G[h; u]) ⊙ u + (1 − σ(G[h; u])) ⊙ h for u = W norm(x); h ← h + conv(norm h); h + MLP(norm h)."""
+    level = randomize_adapter(FusionAdapter(12, 8, 2.0, first=False))
+    below_BTPd, x_BTPD = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 5, 12)
+    u_BTPd = level.project(level.norm_in(x_BTPD))
+    gate_BTPd = level.gate(torch.cat((below_BTPd, u_BTPd), dim=-1)).sigmoid()
+    h_BTPd = gate_BTPd * u_BTPd + (1 - gate_BTPd) * below_BTPd
+    h_NdT = level.norm_time(h_BTPd).permute(0, 2, 3, 1).flatten(0, 1)  # N = B·P
+    moved_NdT = F.conv1d(h_NdT, level.time.weight, level.time.bias, padding=1, groups=8)
+    h_BTPd = h_BTPd + moved_NdT.unflatten(0, (2, 5)).permute(0, 3, 1, 2)
+    expected_BTPd = h_BTPd + level.mlp(level.norm_mlp(h_BTPd))
+    torch.testing.assert_close(level(below_BTPd, x_BTPD), expected_BTPd)
 
 
 def test_m_adapter_reads_every_second_block():

@@ -74,6 +74,7 @@ def test_merged_model_on_disk_gives_the_same(name, tmp_path, clip_pixels):
 def test_merge_and_unmerge_are_exact(name, clip_pixels):
     model = randomize_adapter(get_peft_model(tiny_image_model(name), ZeroI2VConfig(num_frames=4))).eval()
     state = {key: value.clone() for key, value in model.state_dict().items()}
+    image_config = model.base_model.model.config.to_dict()
     expected_BD = model(clip_pixels).pooler_output
     model.merge_adapter()
     torch.testing.assert_close(model(clip_pixels).pooler_output, expected_BD, atol=1e-5, rtol=1e-5)
@@ -83,6 +84,15 @@ def test_merge_and_unmerge_are_exact(name, clip_pixels):
     assert model.state_dict().keys() == state.keys()
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key]), key
+    assert model.base_model.model.config.to_dict() == image_config  # no bias of the keys any more
+
+
+def test_each_weight_keeps_its_precision():
+    image_model = tiny_image_model("clip").to(torch.bfloat16)
+    image_model.encoder.layers[1].mlp.fc2.float()
+    merged = get_peft_model(image_model, ZeroI2VConfig(num_frames=4)).merge_and_unload()
+    kept = {name for name, p in merged.named_parameters() if p.dtype == torch.float32}
+    assert {name.rpartition("layers.")[2] for name in kept} == {"1.mlp.fc2.weight", "1.mlp.fc2.bias"}
 
 
 def test_safe_merge_refuses_nan_and_changes_nothing(clip_pixels):

@@ -22,9 +22,17 @@ from hf_i2v import (
 )
 from hf_i2v.cards import CardFacts, create_card, dataset_fingerprint, one_line
 from hf_i2v.hub import push_folder
+from hf_i2v.untrusted import check_values
 
 DEEP = eval("[" * 20 + "]" * 20)
 PIXELS = {"size": 16, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+
+
+def test_lists_in_lists_as_deep_as_the_message_says():
+    eight = eval("[" * 8 + "1" + "]" * 8)
+    check_values({"levels": eight})
+    with pytest.raises(ValueError, match="levels is refused: lists in lists, 8 deep at most"):
+        check_values({"levels": [eight]})
 
 
 @pytest.fixture
