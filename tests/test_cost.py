@@ -5,6 +5,7 @@ import io
 import json
 import time
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,6 +134,12 @@ def test_a_timed_model_goes_on_as_it_was(training):
     seconds, spread = latency(model, (1, 4, 3, 16, 16), rounds=1)
     assert 0 < seconds < time.perf_counter() - started and spread == 0
     assert model.training is training
+
+
+def test_latency_is_the_median_without_the_first_pass(monkeypatch):
+    ticks = iter([0, 10, 20, 21, 30, 32, 40, 43])  # a pass of 10 s, then of 1, 2 and 3
+    monkeypatch.setattr("hf_i2v.counting.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    assert latency(tiny_image_model("clip"), (1, 3, 16, 16), rounds=3) == (2, 1)
 
 
 @pytest.mark.parametrize("method", ["zeroi2v", "st_adapter", "aim", "inti", "frame2freq", "m_adapter"])

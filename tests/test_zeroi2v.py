@@ -198,6 +198,14 @@ def test_a_configuration_that_does_not_fit_is_refused_and_changes_nothing(config
     assert torch.equal(per_frame_feature(image_model, clip_pixels), expected_BD)
 
 
+@pytest.mark.parametrize("offset", [1, 3])
+def test_a_clip_that_is_too_short_for_its_offsets(offset, clip_pixels):
+    model = get_peft_model(tiny_image_model("clip"), STDHAConfig(num_frames=4, time_offsets=[offset]))
+    with pytest.raises(ValueError, match=f"A time offset of {offset} frames needs clips of more than {offset} frames"):
+        model(clip_pixels[:, :offset])
+    assert model(clip_pixels).pooler_output.isfinite().all()
+
+
 def test_offsets_by_their_number_of_heads():
     assert ZeroI2VConfig(time_offsets={1: 2, -1: 1}).time_offsets == [1, 1, -1]
 

@@ -67,6 +67,13 @@ def real_ids(loader):
     return [i for batch in loader for i in batch["ids"][~batch["is_padding"]].tolist()]
 
 
+def test_batches_are_pinned_where_a_gpu_takes_them(clips):
+    for device, chosen, pinned in ((None, None, False), ("cpu", None, False), ("cuda:1", None, True)):
+        assert ClipLoader(clips, batch_size=4, device=device, pin_memory=chosen)._loader.pin_memory is pinned
+    assert ClipLoader(clips, batch_size=4, pin_memory=True)._loader.pin_memory
+    assert not ClipLoader(clips, batch_size=4, device="cuda", pin_memory=False)._loader.pin_memory
+
+
 def test_batches(clips):
     loader = ClipLoader(clips, batch_size=4, shuffle=True, seed=3)
     batches = list(loader)
