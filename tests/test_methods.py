@@ -235,7 +235,7 @@ def test_bad_values_name_what_is_allowed(config, message):
 
 
 def test_the_smallest_values_are_allowed():
-    for config in (MAdapterConfig(num_frames=1, token_pooling=1), InTIConfig(num_frames=2, context_width=1)):
+    for config in (MAdapterConfig(num_frames=1, levels=[0], token_pooling=1), InTIConfig(num_frames=2, context_width=1)):
         get_peft_model(tiny_image_model("clip"), config)
 
 

@@ -87,6 +87,16 @@ def test_merge_and_unmerge_are_exact(name, clip_pixels):
     assert model.base_model.model.config.to_dict() == image_config  # no bias of the keys any more
 
 
+def test_a_merged_adapter_that_is_disabled_is_taken_back(clip_pixels):
+    image_model = tiny_image_model("clip")
+    expected_BD = per_frame_feature(image_model, clip_pixels)
+    model = randomize_adapter(get_peft_model(image_model, LinearAdapterConfig(num_frames=4))).eval()
+    model.merge_adapter()
+    with model.disable_adapter():
+        disabled_BD = model(clip_pixels).pooler_output
+    assert torch.equal(disabled_BD, expected_BD)
+
+
 def test_each_weight_keeps_its_precision():
     image_model = tiny_image_model("clip").to(torch.bfloat16)
     image_model.encoder.layers[1].mlp.fc2.float()
