@@ -16,6 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from hf_i2v import (
     AIMConfig,
+    I2VConfig,
     I2VForVideoClassification,
     InTIConfig,
     STAdapterConfig,
@@ -134,6 +135,14 @@ def test_a_timed_model_goes_on_as_it_was(training):
     seconds, spread = latency(model, (1, 4, 3, 16, 16), rounds=1)
     assert 0 < seconds < time.perf_counter() - started and spread == 0
     assert model.training is training
+
+
+def test_macs_in_use_leave_out_what_the_last_block_skips():
+    image_config = tiny_image_model("clip").config
+    model = I2VForVideoClassification(I2VConfig(image_config=image_config, num_frames=4, num_labels=3))
+    clips = (1, 4, 3, 16, 16)
+    skipped = 4 * 4 * 2 * image_config.hidden_size * image_config.intermediate_size  # patches' MLP in 4 frames
+    assert count_macs(model, clips) - count_macs(model, clips, as_papers_count=False) == skipped
 
 
 def test_latency_is_the_median_without_the_first_pass(monkeypatch):

@@ -235,7 +235,10 @@ def test_bad_values_name_what_is_allowed(config, message):
 
 
 def test_the_smallest_values_are_allowed():
-    for config in (MAdapterConfig(num_frames=1, levels=[0], token_pooling=1), InTIConfig(num_frames=2, context_width=1)):
+    for config in (
+        MAdapterConfig(num_frames=1, levels=[0], token_pooling=1),
+        InTIConfig(num_frames=2, context_width=1),
+    ):
         get_peft_model(tiny_image_model("clip"), config)
 
 
@@ -253,9 +256,10 @@ def test_a_level_of_m_adapter_is_its_equation():
     torch.testing.assert_close(level(below_BTPd, x_BTPD), expected_BTPd)
 
 
-def test_m_adapter_reads_every_second_block():
+def test_m_adapter_reads_every_second_block_at_half_its_width():
     model = get_peft_model(tiny_image_model("clip", num_hidden_layers=6), MAdapterConfig(**T))
-    assert model.peft_config["default"].levels == [1, 3, 5]
+    config = model.peft_config["default"]
+    assert config.levels == [1, 3, 5] and config.branch_width == 16
 
 
 def test_inti_starts_as_plain_averaging(clip_pixels):
