@@ -292,7 +292,9 @@ def test_killed_and_started_again_with_other_processes(place, tmp_path, rows):
     assert (killed / "bad_videos.jsonl").read_text() == (alone / "bad_videos.jsonl").read_text()
     now = {path.name: path.stat().st_mtime_ns for path in (killed / "parts").glob("*.parquet")}
     assert before.items() <= now.items()  # what was done was not done again
-    assert not list((killed / "parts").glob(".*")) and "going on with" in log.read_text()
+    assert not list((killed / "parts").glob(".*"))
+    if rows == "videos":  # of windows, no video need be whole by then
+        assert "going on with" in log.read_text()
 
 
 def test_two_processes_equal_one(place, tmp_path):
