@@ -38,6 +38,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 
+from coverage import CoverageData
+
 ROOT = Path(__file__).parent.parent
 DEFAULTS = tuple(
     f"tests/test_page_facts.py::test_{test}"
@@ -255,7 +257,7 @@ class LinesRun:
             if done.returncode:
                 file.unlink(missing_ok=True)
                 raise RuntimeError(f"Without any fault the tests fail, and nothing can be known: see {log}.")
-        self.data = importlib.import_module("coverage").CoverageData(str(file))
+        self.data = CoverageData(str(file))
         self.data.read()
         self.seconds: Counter[str] = Counter()
         for seconds, test in re.findall(r"^([\d.]+)s (?:call|setup|teardown) +(.*)$", log.read_text(), re.MULTILINE):
@@ -266,13 +268,16 @@ class LinesRun:
         (file,) = (name for name in self.data.measured_files() if name.endswith(f"/{module}"))
         contexts = self.data.contexts_by_lineno(file)
         first = max((number for number in contexts if number <= line), default=line)  # of a statement of many lines
-        ids = {context.rpartition("|")[0] for context in contexts.get(first, [])} - {""}
-        shared = {context.partition("::")[0] for context in contexts.get(first, []) if context.endswith("|setup")}
+        ran_by = contexts.get(first, [])
+        ids = {context.rpartition("|")[0] for context in ran_by} - {""}
+        shared = {context.partition("::")[0] for context in ran_by if context.endswith("|setup")}
         ids |= {test for test in self.seconds if test.partition("::")[0] in shared}  # they use what the first one made
         by_speed = sorted(ids, key=lambda test: (self.seconds[test], test))
-        one_each = {test.partition("[")[0]: test for test in reversed(by_speed)}.values()
+        fastest: dict[str, str] = {}  # of each function
+        for test in by_speed:
+            fastest.setdefault(test.partition("[")[0], test)
         chosen, left = [], SECONDS_OF_TESTS
-        for test in dict.fromkeys([*sorted(one_each, key=by_speed.index), *by_speed]):
+        for test in dict.fromkeys([*fastest.values(), *by_speed]):
             if self.seconds[test] <= left:
                 chosen.append(test)
                 left -= self.seconds[test]

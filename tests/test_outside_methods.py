@@ -135,9 +135,9 @@ def test_a_step_that_keeps_nothing(base, monkeypatch):
     monkeypatch.setattr(TokenShiftConfig, "site_modules", lambda self, backbone, layer: {"before": Numbered()})
     model = get_peft_model(base, TokenShiftConfig(causal=True)).eval()
     pixels = torch.randn(2, 4, 3, 24, 24)
-    state = model.base_model.model.new_stream(batch_size=2, image_size=24)
+    state = model.new_stream(batch_size=2, image_size=24)
     for frames in pixels.unbind(1):
-        logits, state = model.base_model.model.step(frames, state)
+        logits, state = model.step(frames, state)
     torch.testing.assert_close(logits, model(pixels).logits, atol=1e-5, rtol=1e-5)
 
 
