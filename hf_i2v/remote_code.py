@@ -234,6 +234,9 @@ class _Module:
         return "\n".join(self.lines[i] for i in range(first, node.end_lineno) if i not in skipped)
 
 
+_module = cache(_Module)  # models with other methods share most of their files
+
+
 class _Bundle:
     """Definitions that are needed together, with what they import."""
 
@@ -244,9 +247,7 @@ class _Bundle:
 
     def take(self, module_name: str, name: str) -> None:
         """Add a definition, and those that it uses."""
-        if module_name not in self.modules:
-            self.modules[module_name] = _Module(module_name)
-        module = self.modules[module_name]
+        module = self.modules[module_name] = _module(module_name)
         if (module_name, name) in self.taken:
             return
         if name in STAND_INS:
@@ -330,7 +331,8 @@ def _left_out(node: ast.stmt) -> list[ast.FunctionDef]:
     return [child for child in node.body if isinstance(child, ast.FunctionDef) and child.name in LEFT_OUT[node.name]]
 
 
-def _names(node: ast.stmt) -> set[str]:
+@cache
+def _names(node: ast.AST) -> frozenset[str]:
     """Names that a statement reads, without the methods that are left out."""
     left_out = _left_out(node)
     names, todo = set(), [node]
@@ -339,4 +341,4 @@ def _names(node: ast.stmt) -> set[str]:
         if isinstance(current, ast.Name) and isinstance(current.ctx, ast.Load):
             names.add(current.id)
         todo += [child for child in ast.iter_child_nodes(current) if child not in left_out]
-    return names
+    return frozenset(names)

@@ -1,11 +1,21 @@
-"""Several runs side by side."""
+"""Several runs side by side; what the comparison of methods leaves out of two of them."""
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from peft import get_peft_model
+from tiny import randomize_adapter, tiny_image_model
 
+from hf_i2v import InTIConfig, MAdapterConfig
 from hf_i2v.training.compare import compare, main
+
+ABLATIONS = runpy.run_path(
+    str(Path(__file__).parents[1] / "benchmarks" / "compare" / "ablations.py"), run_name="ablations"
+)
 
 
 def test_a_table_of_runs(tmp_path, capsys):
@@ -30,3 +40,19 @@ def test_a_table_of_runs(tmp_path, capsys):
     (tmp_path / "a" / "all_results.json").write_text("")
     with pytest.raises(ValueError, match=r"a/all_results.json is damaged: it holds nothing"):
         compare([tmp_path / "a"])
+
+
+def pooled(config, clips: torch.Tensor, *, random: bool) -> torch.Tensor:
+    model = get_peft_model(tiny_image_model("dinov2"), config)
+    return (randomize_adapter(model) if random else model).eval()(clips).pooler_output.detach()
+
+
+def test_methods_without_a_part(clip_pixels):
+    average = ABLATIONS["PlainAverageConfig"](num_frames=4)
+    torch.testing.assert_close(
+        pooled(average, clip_pixels, random=False), pooled(InTIConfig(num_frames=4), clip_pixels, random=False)
+    )
+    without, with_time = ABLATIONS["MAdapterWithoutTimeConfig"](num_frames=4), MAdapterConfig(num_frames=4)
+    for config, knows_order in ((without, False), (with_time, True)):
+        forwards, backwards = (pooled(config, clips, random=True) for clips in (clip_pixels, clip_pixels.flip(1)))
+        assert ((forwards - backwards).abs().max() > 1e-3) == knows_order

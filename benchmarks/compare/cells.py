@@ -63,6 +63,9 @@ METHODS = {
     ),
     "step": _method("STEP", "step", learning_rates=(3e-3,), cached=True),
     "m_adapter": _method("M-adapter", "m_adapter", cached=True),
+    "m_adapter_without_time": _method(
+        "M-adapter without its temporal module", "ablations:MAdapterWithoutTimeConfig", cached=True
+    ),
     "full": _method("full fine-tuning", "full", learning_rates=(5e-5,)),
     "lora": _adapter("LoRA", "lora"),
     "stdha_lora": _adapter("STDHA + LoRA", "stdha+lora"),
@@ -73,6 +76,7 @@ METHODS = {
     "frame2freq": _adapter("Frame2Freq", "frame2freq"),
     "aim": _adapter("AIM", "aim"),
     "zeroi2v_inti": _adapter("ZeroI2V + InTI", "zeroi2v+inti"),
+    "zeroi2v_average": _adapter("ZeroI2V + plain averaging", "zeroi2v+ablations:PlainAverageConfig"),
     "st_adapter_inti": _adapter("ST-Adapter + InTI", "st_adapter+inti"),
 }
 
@@ -98,6 +102,8 @@ class Task:
 TASKS = {
     "getup": Task("stand up or lie down: 2 classes, 600 videos", "getup", 1600),
     "getup_long": Task("stand up or lie down: 600 videos, three times as many clips", "getup", 4800),
+    "getup_8": Task("stand up or lie down: 600 videos, 8 frames a clip", "getup", 1600, num_frames=8),
+    "getup_16": Task("stand up or lie down: 600 videos, 16 frames a clip", "getup", 1600, num_frames=16),
     "order": Task("6 motions forwards and backwards: 12 classes, 720 videos", "order", 4800),
     "actions": Task("15 actions: 600 videos", "actions", 2400),
     "getup_small": Task("stand up or lie down: 96 videos", "getup", 4800, shots=48, num_frames=8),

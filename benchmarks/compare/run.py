@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import ablations  # noqa: F401 - registers what it defines
 import torch
 from cells import METHODS, TASKS, Cell, command, train
 from controls import accuracies, batches_of
