@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..caching.layout import write_whole
 from ..data.windowed import Place, Unit
+from ..whole_files import write_whole
 
 # What a kill can cost: so many rows of a unit, or what was done in so many seconds.
 PART_ROWS = 4096

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..caching.layout import write_whole
 from ..training.evaluation import as_text
+from ..whole_files import write_text_whole, write_whole
 from .events import events_of
 from .parts import Parts
 
@@ -79,7 +79,7 @@ def write_events(path: Path, parts: Parts, *, top_k: int, threshold: float, min_
 def write_bad_videos(path: Path, parts: Parts) -> int:
     """The videos that could not be read, a JSON line each. Gives their number."""
     lines = [json.dumps(bad, ensure_ascii=False) + "\n" for bad in parts.bad()]
-    write_whole(path, lambda beside: beside.write_text("".join(lines), encoding="utf-8"))
+    write_text_whole(path, "".join(lines))
     return len(lines)
 
 

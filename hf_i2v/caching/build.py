@@ -14,7 +14,8 @@ from tqdm import tqdm
 from ..backbones import find_backbone
 from ..data.media import VideoDecodeError
 from ..methods.branch import FrozenFeatures
-from .layout import BATCH_DIMS, INDEX, CacheLimitError, Layout, StaleCacheError, checksum, read_index, write_whole
+from ..whole_files import write_text_whole, write_whole
+from .layout import BATCH_DIMS, INDEX, CacheLimitError, Layout, StaleCacheError, checksum, read_index
 from .part import cached_part, fingerprints
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -69,7 +70,7 @@ class Builder:
         if not (folder / INDEX).exists():
             folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"fingerprints": self.fingerprints, "layout": asdict(layout)}, indent=1)
-            write_whole(folder / INDEX, lambda path: path.write_text(text))
+            write_text_whole(folder / INDEX, text)
 
     def _new_layout(self) -> Layout:
         """Found by running the model on one clip."""

@@ -1,9 +1,8 @@
 """How a cache lies on disk: `cache.json` and files of records, written beside and renamed: each is whole."""
 
 import json
-import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,12 +82,3 @@ def checksum(record: dict[str, torch.Tensor]) -> int:
     for name in sorted(record):
         value = zlib.crc32(record[name].contiguous().view(torch.uint8).numpy(), value)
     return value
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Beside, synced and renamed: a file is whole or not there."""
-    beside = path.with_name(f".{path.name}.part")
-    write(beside)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)

@@ -17,9 +17,10 @@ from ..data import add_data_arguments, videos_from_args
 from ..data.failures import bad_video
 from ..data.fingerprints import common_folder, video_fingerprint
 from ..data.in_processes import in_processes, why_lost
-from ..training.checkpoints import configuration_differences, write_atomically
+from ..training.checkpoints import configuration_differences
 from ..training.options import positive
 from ..training.results import claim
+from ..whole_files import write_text_whole
 from .layout import Layout, layout_of
 from .video import KEY_FRAME_EVERY, Form, encoder, prepare_video, sample_video
 
@@ -152,4 +153,4 @@ class BadVideos:
         bad = bad_video(self.videos[split][row], row, reason, self._roots[split])
         self.listed[split, row] = {"split": split, **bad}
         lines = "".join(json.dumps(bad, ensure_ascii=False) + "\n" for bad in self.listed.values())
-        write_atomically(self.file, lines)
+        write_text_whole(self.file, lines)

@@ -24,9 +24,8 @@ from pathlib import Path, PurePosixPath
 import pyarrow.compute as pc
 from datasets import DatasetDict
 
-from ..caching.layout import write_whole
 from ..data.references import VIDEO_SUFFIXES
-from ..training.checkpoints import write_atomically
+from ..whole_files import write_text_whole, write_whole
 
 LABELS = "labels.json"
 
@@ -88,7 +87,7 @@ class Layout(ABC):
 
     def _write_class_names(self) -> None:
         names = self.videos["train"].features["label"].names
-        write_atomically(self.folder / LABELS, json.dumps(names, indent=1))
+        write_text_whole(self.folder / LABELS, json.dumps(names, indent=1))
 
     def _flags(self, kind: str, suffix: str) -> str:
         places = [f"--{split}_{kind} {self.folder / split}{suffix}" for split in self.videos]
@@ -163,7 +162,7 @@ class Listed(Layout):
             for path, *others in zip(*columns, strict=True):
                 if path.exists():
                     writer.writerow([path.relative_to(self.folder).as_posix(), *others])
-            write_atomically(self.folder / f"{split}.csv", text.getvalue())
+            write_text_whole(self.folder / f"{split}.csv", text.getvalue())
         self._write_class_names()
 
     def flags(self) -> str:

@@ -20,9 +20,9 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from ..caching.layout import write_whole
 from ..data import FrameFolder, ReadLimits, VideoDecodeError, VideoReader, open_video
 from ..data.in_processes import watched
+from ..whole_files import write_whole
 
 KEY_FRAME_EVERY = 16
 FOLDER_FPS = 30  # of folders of pictures, which say no times

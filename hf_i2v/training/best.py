@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from .checkpoints import write_atomically
+from ..whole_files import write_text_whole
 
 DRIFT = 1.1  # validation loss over its lowest
 
@@ -44,7 +44,7 @@ class Evaluations:
         """
         row = {"step": step, "train_loss": train_loss, "eval_loss": loss, "eval_accuracy": accuracy}
         self.rows = [row for row in self.rows if row["step"] != step] + [row]
-        write_atomically(self._file, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_text_whole(self._file, "".join(json.dumps(row) + "\n" for row in self.rows))
         return self.best() is row
 
     def weights(self, step: int) -> Path:

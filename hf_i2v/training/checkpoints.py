@@ -22,6 +22,8 @@ import torch
 from safetensors.torch import load_file, save
 from transformers.utils import logging
 
+from ..whole_files import bring_to_disk
+
 logger = logging.get_logger(__name__)
 
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
@@ -98,19 +100,19 @@ class CheckpointFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._discard_unfinished()
             unfinished.mkdir()
-            _write(unfinished / _WEIGHTS, save({name: tensor.contiguous() for name, tensor in weights.items()}))
-            with open(unfinished / _STATE, "wb") as file:
-                torch.save(dict(state), file)
-                _to_disk(file)
+            weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+            (unfinished / _WEIGHTS).write_bytes(save(weights))  # save_file has an error of its own for a full disk
+            torch.save(dict(state), unfinished / _STATE)
             files = {name: _describe(unfinished / name) for name in (_WEIGHTS, _STATE)}
             manifest = {"step": step, "files": files, "configuration": self.configuration}
             manifest[_DIGEST] = _digest(manifest)
-            _write(unfinished / _MANIFEST, json.dumps(manifest, indent=2).encode())
-            _sync_folder(unfinished)
+            (unfinished / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+            for path in (*unfinished.iterdir(), unfinished):
+                bring_to_disk(path)
             if self.path(step).exists():  # damaged, or a run that went back over it
                 shutil.rmtree(self.path(step))
             unfinished.rename(self.path(step))
-            _sync_folder(self.folder)
+            bring_to_disk(self.folder)
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
             shutil.rmtree(unfinished, ignore_errors=True)
             kept = ", ".join(path.name for path in map(self.path, self.steps())) or "none"
@@ -187,15 +189,6 @@ class _DamagedError(CheckpointError):
     pass
 
 
-def write_atomically(path: str | os.PathLike, text: str) -> None:
-    """Replace a file's text; after a crash it holds the old text or the new."""
-    path = Path(path)
-    new = path.with_name(f".{path.name}.new")
-    _write(new, text.encode())
-    new.replace(path)
-    _sync_folder(path.parent)
-
-
 def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
@@ -203,22 +196,3 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 def _describe(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        _to_disk(file)
-
-
-def _to_disk(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

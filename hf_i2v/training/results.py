@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoints import write_atomically
+from ..whole_files import write_text_whole
 from .confusion import confusion_matrix, draw_confusion_matrix
 from .evaluation import Predictions, as_text, write_predictions
 
@@ -62,7 +62,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
+    write_text_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_results(
