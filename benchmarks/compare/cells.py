@@ -103,10 +103,13 @@ TASKS = {
     "getup": Task("stand up or lie down: 2 classes, 600 videos", "getup", 1600),
     "getup_long": Task("stand up or lie down: 600 videos, three times as many clips", "getup", 4800),
     "getup_8": Task("stand up or lie down: 600 videos, 8 frames a clip", "getup", 1600, num_frames=8),
-    "getup_16": Task("stand up or lie down: 600 videos, 16 frames a clip", "getup", 1600, num_frames=16),
     "order": Task("6 motions forwards and backwards: 12 classes, 720 videos", "order", 4800),
     "actions": Task("15 actions: 600 videos", "actions", 2400),
     "getup_small": Task("stand up or lie down: 96 videos", "getup", 4800, shots=48, num_frames=8),
+    "getup_small_4": Task("stand up or lie down: 96 videos, 4 frames a clip", "getup", 4800, shots=48),
+    "getup_small_16": Task(
+        "stand up or lie down: 96 videos, 16 frames a clip", "getup", 4800, shots=48, num_frames=16
+    ),
     "order_16": Task("6 motions forwards and backwards: 16 videos a class", "order", 4800, shots=16, num_frames=8),
     "order_4": Task("6 motions forwards and backwards: 4 videos a class", "order", 2400, shots=4, num_frames=8),
 }
