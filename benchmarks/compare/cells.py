@@ -69,6 +69,7 @@ METHODS = {
     "full": _method("full fine-tuning", "full", learning_rates=(5e-5,)),
     "lora": _adapter("LoRA", "lora"),
     "stdha_lora": _adapter("STDHA + LoRA", "stdha+lora"),
+    "stdha_lora_causal": _adapter("STDHA + LoRA, causal", "stdha+lora", "causal=true"),
     "zeroi2v": _adapter("ZeroI2V", "zeroi2v"),
     "zeroi2v_causal": _adapter("ZeroI2V, causal", "zeroi2v", "causal=true"),
     "st_adapter": _adapter("ST-Adapter", "st_adapter"),
