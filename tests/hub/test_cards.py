@@ -1,5 +1,6 @@
 """The cards in `model_cards/`: one for each recipe, valid as far as that can be checked without the Hub."""
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -15,15 +16,22 @@ from peft import LoraConfig, get_peft_model
 from tiny import randomize_adapter, tiny_image_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoModel
+from transformers import AutoModel, Dinov2Config, Dinov2Model
 
-from hf_i2v import I2VConfig, I2VForVideoClassification, STAdapterConfig, ZeroI2VConfig
+from hf_i2v import (
+    AutoPeftModelForVideoClassification,
+    I2VConfig,
+    I2VForVideoClassification,
+    STAdapterConfig,
+    ZeroI2VConfig,
+)
 from hf_i2v.cards import CardFacts, create_card, write_card
 from hf_i2v.cost import cost, count_macs
 from hf_i2v.data import Preprocessing
 from hf_i2v.merging import merge_difference, merge_error
 
 ROOT = Path(__file__).parent.parent.parent
+COMPARED = ROOT / "benchmarks" / "compare" / "results"
 CARDS = sorted(path for path in (ROOT / "model_cards").glob("*.md") if path.stem != "README")
 
 
@@ -47,6 +55,28 @@ def test_card(path):
     assert not re.search(r"(/home|/tmp|/root|/Users|file://)", card.content)
     (expected,) = re.findall(r"\| expected top-1 \| (.*?) \| (.*?) \|", card.text)
     assert "%" not in expected[0] or expected[1] != "none"  # a figure has a source
+
+
+def test_the_trained_example(tmp_path):
+    folder = ROOT / "model_cards" / "stand_up"
+    config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=70, patch_size=14)
+    Dinov2Model(config).save_pretrained(tmp_path)
+    model = AutoPeftModelForVideoClassification.from_pretrained(folder, base_model_name_or_path=tmp_path)
+    assert model.config.causal and model.config.id2label == {0: "lie_down", 1: "stand_up"}
+    adapted = model.merge_and_unload().eval()
+    clip = torch.randn(1, 4, 3, 70, 70)
+    assert not torch.equal(adapted(clip).logits, adapted(clip.flip(1)).logits)
+    card = ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+    (cell,) = (json.loads(path.read_text()) for path in COMPARED.glob("getup/stdha_lora_causal-0.json"))
+    assert card.data.eval_results[0].metric_value == cell["accuracy"]["as_it_is"]
+    for form, told in (
+        ("reversed", r"played backwards it is right for ([\d.]+) %"),
+        ("shuffled", r"ones for ([\d.]+) %"),
+    ):
+        assert float(re.search(told, card.text.replace("\n", " "))[1]) == pytest.approx(
+            100 * cell["accuracy"][form], abs=0.05
+        )
+    assert not re.search(r"(/home|/tmp|/root|/Users|file://)", card.content)
 
 
 def test_cards_of_other_tuners_and_of_bare_models(tmp_path):
