@@ -100,6 +100,7 @@ class Task:
     num_frames: int = 4
 
 
+NUM_CLASSES = {"getup": 2, "order": 12, "actions": 15}  # of the folders that human_motion.py fills
 TASKS = {
     "getup": Task("stand up or lie down: 2 classes, 600 videos", "getup", 1600),
     "getup_long": Task("stand up or lie down: 600 videos, three times as many clips", "getup", 4800),
