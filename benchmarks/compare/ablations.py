@@ -18,7 +18,7 @@ class PlainAverage(SiteModule):
 
     @property
     def why_not_streaming(self) -> str:
-        return "merges each frame with the next one"
+        return InTIConfig.why_not_causal
 
 
 @register_method

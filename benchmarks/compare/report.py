@@ -81,8 +81,6 @@ def draw_costs(task: str, methods: dict[str, list[dict]], path: Path) -> None:
         figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True
     ):
         for method, cells in methods.items():
-            if method == "late_minus_early":
-                continue
             x = statistics.mean(cell["results"].get(key) or 0 for cell in cells) / unit
             y = 100 * statistics.mean(cell["accuracy"]["as_it_is"] for cell in cells)
             axes.plot(x, y, "o", color="tab:gray" if METHODS[method].cached else "tab:blue")
@@ -119,11 +117,10 @@ def main() -> None:
     lines = []
     for task, methods in read().items():
         lines += table(task, methods)
-        if methods.keys() == {"late_minus_early"}:  # fitted, not trained
-            continue
-        pictures = {"costs": draw_costs, "curves": draw_curves}
+        trained = {name: cells for name, cells in methods.items() if name != "late_minus_early"}
+        pictures = {"costs": draw_costs, "curves": draw_curves} if trained else {}
         for name, draw in pictures.items():
-            draw(task, methods, RESULTS / task / f"{name}.png")
+            draw(task, trained, RESULTS / task / f"{name}.png")
         lines += [f"![{TASKS[task].title}: {name}](results/{task}/{name}.png)\n" for name in pictures]
     head, rest = PAGE.read_text().split(MARKS[0])
     PAGE.write_text(f"{head}{MARKS[0]}\n\n" + "\n".join(lines) + MARKS[1] + rest.split(MARKS[1])[1])

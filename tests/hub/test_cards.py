@@ -32,6 +32,7 @@ from hf_i2v.merging import merge_difference, merge_error
 
 ROOT = Path(__file__).parent.parent.parent
 COMPARED = ROOT / "benchmarks" / "compare" / "results"
+A_LOCAL_PATH = re.compile(r"(/home|/tmp|/root|/Users|file://)")
 CARDS = sorted(path for path in (ROOT / "model_cards").glob("*.md") if path.stem != "README")
 
 
@@ -52,7 +53,7 @@ def test_card(path):
     assert data.datasets == (["HuggingFaceM4/something_something_v2"] if "ssv2" in path.stem else None)
     assert "no weights are published" in card.text and "import hf_i2v" in card.text
     assert re.search(r"\| MACs per clip \| [\d.]+ G \| [\d.]+ G \|", card.text)
-    assert not re.search(r"(/home|/tmp|/root|/Users|file://)", card.content)
+    assert not A_LOCAL_PATH.search(card.content)
     (expected,) = re.findall(r"\| expected top-1 \| (.*?) \| (.*?) \|", card.text)
     assert "%" not in expected[0] or expected[1] != "none"  # a figure has a source
 
@@ -67,7 +68,7 @@ def test_the_trained_example(tmp_path):
     clip = torch.randn(1, 4, 3, 70, 70)
     assert not torch.equal(adapted(clip).logits, adapted(clip.flip(1)).logits)
     card = ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
-    (cell,) = (json.loads(path.read_text()) for path in COMPARED.glob("getup/stdha_lora_causal-0.json"))
+    cell = json.loads((COMPARED / "getup" / "stdha_lora_causal-0.json").read_text())
     assert card.data.eval_results[0].metric_value == cell["accuracy"]["as_it_is"]
     for form, told in (
         ("reversed", r"played backwards it is right for ([\d.]+) %"),
@@ -76,7 +77,7 @@ def test_the_trained_example(tmp_path):
         assert float(re.search(told, card.text.replace("\n", " "))[1]) == pytest.approx(
             100 * cell["accuracy"][form], abs=0.05
         )
-    assert not re.search(r"(/home|/tmp|/root|/Users|file://)", card.content)
+    assert not A_LOCAL_PATH.search(card.content)
 
 
 def test_cards_of_other_tuners_and_of_bare_models(tmp_path):
