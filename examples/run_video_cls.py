@@ -537,7 +537,7 @@ def main(argv: list[str] | None = None) -> None:
                 if is_best and args.load_best_model_at_end:
                     trained.save_pretrained(evaluations.weights(step), state_dict=weights)
                     evaluations.forget_worse(max(checkpoints.steps(), default=step))
-                if warning := evaluations.drift():
+                for warning in filter(None, (evaluations.drift(), predictions.alike())):
                     logger.warning(warning)
 
     def early_stop() -> bool:

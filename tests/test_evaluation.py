@@ -122,6 +122,19 @@ def test_loss(predictions):
     assert predictions.loss() == pytest.approx(-np.log([0.8, 0.7, 0.4]).mean())
 
 
+def test_a_model_that_answers_all_alike_is_named():
+    logits_NK = np.random.default_rng(0).normal([0.3, 0.0, 0.0], 0.01, (12, 3))  # what an AIM that had collapsed gave
+
+    def said(logits_NK) -> str | None:
+        scores_NK = torch.tensor(logits_NK).softmax(-1).numpy()
+        return Predictions(np.arange(len(scores_NK)), np.zeros(len(scores_NK), int), scores_NK).alike()
+
+    assert "all 12 videos alike" in said(logits_NK) and "--learning_rate" in said(logits_NK)
+    assert said(6 * logits_NK) is None  # a model that has hardly begun
+    assert said(logits_NK[:9]) is None  # too few to say so
+    assert said(100 * np.eye(12)) is None
+
+
 def test_substitute_is_not_taken_in_evaluation(tmp_path):
     """Another video in place of a bad one would count twice."""
     folders = write_video_folders(tmp_path, train=1, validation=2)

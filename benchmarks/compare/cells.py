@@ -75,7 +75,7 @@ METHODS = {
     "st_adapter": _adapter("ST-Adapter", "st_adapter"),
     "st_adapter_causal": _adapter("ST-Adapter, causal", "st_adapter", "causal=true"),
     "frame2freq": _adapter("Frame2Freq", "frame2freq"),
-    "aim": _adapter("AIM", "aim"),
+    "aim": _adapter("AIM", "aim", learning_rates=(1e-4,)),  # with 3e-4 and more it soon answers every clip alike
     "zeroi2v_inti": _adapter("ZeroI2V + InTI", "zeroi2v+inti"),
     "zeroi2v_average": _adapter("ZeroI2V + plain averaging", "zeroi2v+ablations:PlainAverageConfig"),
     "st_adapter_inti": _adapter("ST-Adapter + InTI", "st_adapter+inti"),
@@ -91,6 +91,7 @@ class Task:
         clips_seen: the budget of every method.
         shots: videos of each class to train on; None: all.
         num_frames: of a clip.
+        size: of the model's crop, in pixels.
     """
 
     title: str
@@ -98,6 +99,7 @@ class Task:
     clips_seen: int
     shots: int | None = None
     num_frames: int = 4
+    size: int = 70
 
 
 NUM_CLASSES = {"getup": 2, "order": 12, "actions": 15}  # of the folders that human_motion.py fills
@@ -114,6 +116,8 @@ TASKS = {
     ),
     "order_16": Task("6 motions forwards and backwards: 16 videos a class", "order", 4800, shots=16, num_frames=8),
     "order_4": Task("6 motions forwards and backwards: 4 videos a class", "order", 2400, shots=4, num_frames=8),
+    "getup_224": Task("stand up or lie down at 224 px: 600 videos", "getup", 4800, size=224),
+    "order_224": Task("6 motions forwards and backwards at 224 px: 720 videos", "order", 4800, size=224),
 }
 
 
@@ -128,9 +132,11 @@ class Cell:
         return f"{self.task}/{self.method}-{self.seed}"
 
 
-def command(cell: Cell, model: Path, videos: Path, output_dir: Path, *, learning_rate: float, held_out: float) -> list:
-    """The options of the training script for a cell. With `held_out`, that share of the training videos is what it is
-    evaluated on, and it sees a quarter of the clips."""
+def command(
+    cell: Cell, model: Path, videos: Path, output_dir: Path, more: list[str], *, learning_rate: float, held_out: float
+) -> list[str]:
+    """The options of the training script for a cell, then `more`. With `held_out`, that share of the training videos
+    is what it is evaluated on, and it sees a quarter of the clips."""
     task, method = TASKS[cell.task], METHODS[cell.method]
     clips = task.clips_seen // 4 if held_out else task.clips_seen
     options = RECIPE | method.options
@@ -151,13 +157,14 @@ def command(cell: Cell, model: Path, videos: Path, output_dir: Path, *, learning
     argv = []
     for name, value in options.items():
         argv += [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
-    return argv
+    return [*argv, *more]
 
 
 def train(argv: list[str], log: Path, history: Path) -> None:
     """Run the training script in a process of its own, and keep what it logs as lines of json."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     call = [sys.executable, __file__, str(history), *argv]
     with open(log, "w") as file:
         if subprocess.run(call, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode:

@@ -42,10 +42,11 @@ def accuracies(
     """Share of right answers in every form that changes something, and of each class as it is.
 
     Args:
-        model: gives `logits`.
+        model: gives `logits`; the batches go to its device.
         batches: (pixel_values (B, T, C, h, w), labels (B,)) of the validation videos.
     """
     model.eval()
+    device = next(model.parameters()).device
     blocks = [module for module in model.modules() if isinstance(module, VideoBlock)]
     shifts = any(block.working_time_offsets() for block in blocks)
     labels_N = np.concatenate([labels.numpy() for _, labels in batches])
@@ -54,7 +55,7 @@ def accuracies(
         generator = torch.Generator().manual_seed(0)
         with _without_offsets(blocks if form == "unshifted" else []):
             right = [
-                (model(pixel_values=in_form(clips, form, generator)).logits.argmax(-1) == labels)
+                model(pixel_values=in_form(clips, form, generator).to(device)).logits.argmax(-1).cpu() == labels
                 for clips, labels in batches
             ]
         right_N = torch.cat(right).numpy()

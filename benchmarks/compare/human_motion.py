@@ -10,7 +10,7 @@ The motions are DeepMimic's, in the wheel of `pybullet` (pip install pybullet sc
 
 Writes <output_dir>/<task>/{train,validation}/<class>/<number>.mp4: 2 seconds of H.264. What is in the validation set
 was never in the training set: other camera sides, other bodies, other photos behind them. A video depends on its
-task, class, number and `--seed` only. A video that exists is left as it is, so a run that was stopped goes on.
+task, class, number, `--height` and `--seed` only. One that exists is left as it is, so a run that was stopped goes on.
 """
 
 import argparse
@@ -54,7 +54,7 @@ JOINTS |= {9: (30, 4), 10: (34, 1), 11: (35, 4), 12: (39, 4), 13: (43, 1)}
 QUATERNIONS = [4, *(first for first, count in JOINTS.values() if count == 4)]
 SHIRT, TROUSERS = (1, 6, 12), (-1, 0, 3, 4, 9, 10)  # links; the others are skin
 FLOOR_UP = p.getQuaternionFromEuler([-math.pi / 2, 0, 0])  # the motions have y up, the plane z
-SECONDS, FPS, HEIGHT, WIDTH = 2.0, 12, 112, 144
+SECONDS, FPS = 2.0, 12
 
 
 class Split(NamedTuple):
@@ -149,7 +149,8 @@ class Person:
 
 
 def render(person: Person, poses: list[np.ndarray], photo_hw3: np.ndarray, sides, rng) -> list[np.ndarray]:
-    """The poses from a random side, before a photo. The camera follows the person along the ground."""
+    """The poses from a random side, before a photo and as large. The camera follows the person along the ground."""
+    height, width = photo_hw3.shape[:2]
     person.colour(rng)
     quarter, share = rng.integers(4), rng.uniform(*sides)
     azimuth, elevation, distance = (quarter + share) * math.pi / 2, rng.uniform(0.05, 0.6), rng.uniform(2.0, 2.6)
@@ -158,7 +159,7 @@ def render(person: Person, poses: list[np.ndarray], photo_hw3: np.ndarray, sides
     roots, follow = np.array([pose[1:4] for pose in poses]), rng.uniform(0.8, 1.0)
     shift, light, ambient = rng.uniform(-0.1, 0.1, 3), rng.uniform([-2, 1, -2], [2, 3, 2]), rng.uniform(0.35, 0.65)
     mirrored, floor_share = rng.random() < 0.5, rng.uniform(0, 0.8)
-    lens = p.computeProjectionMatrixFOV(44, WIDTH / HEIGHT, 0.1, 30)
+    lens = p.computeProjectionMatrixFOV(44, width / height, 0.1, 30)
     images = []
     for pose, root in zip(poses, roots, strict=True):
         person.set_pose(pose)
@@ -166,11 +167,11 @@ def render(person: Person, poses: list[np.ndarray], photo_hw3: np.ndarray, sides
         target[1] = 0.7 + shift[1]
         view = p.computeViewMatrix(list(target + eye), list(target), [0, 1, 0])
         *_, pixels, _, objects = p.getCameraImage(
-            WIDTH, HEIGHT, view, lens, lightDirection=list(light), shadow=1, lightAmbientCoeff=ambient,
+            width, height, view, lens, lightDirection=list(light), shadow=1, lightAmbientCoeff=ambient,
             lightDiffuseCoeff=0.7, lightSpecularCoeff=0.05, renderer=p.ER_TINY_RENDERER,
             physicsClientId=person.world)  # fmt: skip
-        image = np.reshape(pixels, (HEIGHT, WIDTH, 4))[..., :3].astype(np.float32)
-        objects = np.reshape(objects, (HEIGHT, WIDTH, 1))
+        image = np.reshape(pixels, (height, width, 4))[..., :3].astype(np.float32)
+        objects = np.reshape(objects, (height, width, 1))
         seen_floor = np.where(objects == person.floor, floor_share, 0)  # so that the shadow is on the photo too
         image = np.where(objects == person.body, image, seen_floor * image + (1 - seen_floor) * photo_hw3)
         image = image.round().astype(np.uint8)
@@ -178,14 +179,14 @@ def render(person: Person, poses: list[np.ndarray], photo_hw3: np.ndarray, sides
     return images
 
 
-def part_of_photo(name: str, rng: np.random.Generator) -> np.ndarray:
-    """A random part of a photo that a package has, muted, (HEIGHT, WIDTH, 3)."""
+def part_of_photo(name: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A random part of a photo that a package has, muted, (height, width, 3)."""
     package, _, file = name.partition("/")
     photo = Image.open(Path(importlib.util.find_spec(package).submodule_search_locations[0]) / file).convert("RGB")
-    share = rng.uniform(0.4, 1.0) * min(photo.width / WIDTH, photo.height / HEIGHT)
-    w, h = share * WIDTH, share * HEIGHT
+    share = rng.uniform(0.4, 1.0) * min(photo.width / width, photo.height / height)
+    w, h = share * width, share * height
     left, top = rng.uniform(0, photo.width - w), rng.uniform(0, photo.height - h)
-    part = photo.resize((WIDTH, HEIGHT), box=(left, top, left + w, top + h), reducing_gap=2)
+    part = photo.resize((width, height), box=(left, top, left + w, top + h), reducing_gap=2)
     contrast, tone = rng.uniform(0.4, 0.8), rng.uniform(60, 190)
     return contrast * np.asarray(part, np.float32) + (1 - contrast) * tone
 
@@ -196,7 +197,7 @@ def write_video(path: Path, images: list[np.ndarray]) -> None:
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with av.open(str(partial), "w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "veryfast", "threads": "1"})
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], "yuv420p"
         for image in images:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         file.mux(stream.encode())
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--train", type=int, default=40, help="videos of a class")
     parser.add_argument("--validation", type=int, default=20, help="videos of a class")
+    parser.add_argument("--height", type=int, default=112, help="of the videos, in pixels; 9/7 as wide")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     people = {split: [Person(*body) for body in facts.bodies] for split, facts in SPLITS.items()}
@@ -227,7 +229,7 @@ def main() -> None:
         rng = np.random.default_rng([args.seed, zlib.crc32(f"{args.task} {split} {label}".encode()), number])
         facts = SPLITS[split]
         poses = motions[names[number % len(names)]].window(rng)
-        photo = part_of_photo(facts.photos[rng.integers(len(facts.photos))], rng)
+        photo = part_of_photo(facts.photos[rng.integers(len(facts.photos))], args.height, args.height * 9 // 7, rng)
         images = render(people[split][rng.integers(len(facts.bodies))], poses, photo, facts.sides, rng)
         write_video(path, images[::-1] if backwards else images)
 

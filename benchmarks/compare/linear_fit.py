@@ -11,13 +11,14 @@ from transformers import AutoModel
 
 
 @torch.no_grad()
-def features(model_name_or_path: str, batches) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, 2·D) and labels (N,) of batches of clips."""
-    model = AutoModel.from_pretrained(model_name_or_path).eval()
+def features(model_name_or_path: str, batches, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, 2·D) and labels (N,) of batches of clips, computed on a device."""
+    model = AutoModel.from_pretrained(model_name_or_path).eval().to(device)
     rows, labels = [], []
     for clips_BTChw, label_B in batches:
         half = clips_BTChw.shape[1] // 2
-        cls_BTD = model(clips_BTChw.flatten(0, 1)).last_hidden_state[:, 0].unflatten(0, clips_BTChw.shape[:2])
+        cls_MD = model(clips_BTChw.flatten(0, 1).to(device)).last_hidden_state[:, 0].cpu()
+        cls_BTD = cls_MD.unflatten(0, clips_BTChw.shape[:2])
         rows.append(torch.cat((cls_BTD.mean(1), cls_BTD[:, half:].mean(1) - cls_BTD[:, :half].mean(1)), dim=-1))
         labels.append(label_B)
     return torch.cat(rows), torch.cat(labels)

@@ -42,11 +42,16 @@ def percent(values: list[float]) -> str:
 
 def table(task: str, methods: dict[str, list[dict]]) -> list[str]:
     chance = 100 / NUM_CLASSES[TASKS[task].folder]
+    on_gpu = {cell["card"]: cell for cells in methods.values() for cell in cells if "card" in cell}
+    where = "".join(
+        f" Trained on one {card} with `{' '.join(cell['options'])}`, {cell['jobs']} cells of the task at a time."
+        for card, cell in on_gpu.items()
+    )
     lines = [
         f"### {TASKS[task].title}",
         "",
         f"Top-1 in % of the validation videos; {TASKS[task].clips_seen} clips seen; chance {chance:.1f} %. "
-        f"To the right: the same model on clips without their time.",
+        f"To the right: the same model on clips without their time.{where}",
         "",
         f"| method | seeds | top-1 | {' | '.join(FORMS.values())} | trained, M | G MACs, as trained | GiB | min "
         "| learning rate |",

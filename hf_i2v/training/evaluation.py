@@ -17,6 +17,9 @@ from tqdm import tqdm
 
 from .metrics import VideoClassificationMetric, top_classes
 
+ALIKE = 0.02  # deviation of a log score over the videos; models that had only begun to learn had 0.05 and more
+MIN_VIDEOS = 10  # for such a statement
+
 
 class Predictions(NamedTuple):
     """Of all videos that could be read, in the order of the data set."""
@@ -35,6 +38,19 @@ class Predictions(NamedTuple):
         """Mean cross-entropy of the averaged scores."""
         right_N = self.scores_NK[np.arange(len(self.labels_N)), self.labels_N]
         return float(-np.log(np.maximum(right_N, np.finfo(np.float32).tiny)).mean())
+
+    def alike(self) -> str | None:
+        """A warning where all videos have the same scores, so that none is told from another."""
+        if len(self.ids_N) < MIN_VIDEOS:
+            return None
+        spread = np.log(np.maximum(self.scores_NK, np.finfo(np.float32).tiny)).std(axis=0).max()
+        if spread > ALIKE:
+            return None
+        return (
+            f"the model answers all {len(self.ids_N)} videos alike: the logarithms of their scores deviate by "
+            f"{spread:.1g}. Where that stays, what is trained has drowned what the image model sees: start anew in "
+            "another --output_dir with a lower --learning_rate, a third or a tenth, or a longer --num_warmup_steps"
+        )
 
 
 def scores(model: nn.Module, pixel_values: torch.Tensor, clips_per_forward: int | None = None) -> torch.Tensor:

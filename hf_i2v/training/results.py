@@ -78,6 +78,8 @@ def write_results(
         names: of the classes.
         results: further values.
     """
+    if warning := predictions.alike():
+        logger.warning(warning)
     write_predictions(folder / "predictions.csv", predictions, videos, names)
     counts_KK = confusion_matrix(predictions, len(names))
     write_class_table(folder / "per_class.csv", counts_KK, names)
