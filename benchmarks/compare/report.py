@@ -9,7 +9,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from cells import METHODS, NUM_CLASSES, TASKS
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from run import RESULTS
 
 PAGE = Path(__file__).with_name("README.md")
@@ -63,7 +65,7 @@ def table(task: str, methods: dict[str, list[dict]]) -> list[str]:
             values = [cell["accuracy"][name] for cell in fitted]
             lines.append(f"| {title} | {len(values)} | {percent(values)} |" + " |" * (len(FORMS) + 5))
     rows = {name: cells for name, cells in methods.items() if name != "late_minus_early"}
-    for name in sorted(rows, key=lambda n: -statistics.mean(cell["accuracy"]["as_it_is"] for cell in rows[n])):
+    for name in sorted(rows, key=lambda n: -accuracy(rows[n])):
         cells = rows[name]
         forms = [
             percent([cell["accuracy"][form] for cell in cells]) if form in cells[0]["accuracy"] else ""
@@ -79,40 +81,53 @@ def table(task: str, methods: dict[str, list[dict]]) -> list[str]:
     return [*lines, ""]
 
 
+def style(method: str) -> dict:
+    """A method's colour in every picture, and whether it trains from a cache."""
+    colour = list(METHODS).index(method) % 20
+    return {"color": colormaps["tab20"](colour), "marker": "s" if METHODS[method].cached else "o"}
+
+
+def accuracy(cells: list[dict]) -> float:
+    return 100 * statistics.mean(cell["accuracy"]["as_it_is"] for cell in cells)
+
+
 def draw_costs(task: str, methods: dict[str, list[dict]], path: Path) -> None:
-    """Accuracy against each cost, a point a method."""
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
-    for axes, (key, (title, unit, name)) in zip(
-        figure.subplots(1, len(COSTS), sharey=True), COSTS.items(), strict=True
-    ):
-        for method, cells in methods.items():
+    """Accuracy against each cost, a point a method; the legend goes from the best to the worst."""
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    every_axes = figure.subplots(1, len(COSTS), sharey=True)
+    for axes, (key, (title, unit, name)) in zip(every_axes, COSTS.items(), strict=True):
+        for method in sorted(methods, key=lambda m: -accuracy(methods[m])):
+            cells = methods[method]
             x = statistics.mean(cell["results"].get(key) or 0 for cell in cells) / unit
-            y = 100 * statistics.mean(cell["accuracy"]["as_it_is"] for cell in cells)
-            axes.plot(x, y, "o", color="tab:gray" if METHODS[method].cached else "tab:blue")
-            axes.annotate(METHODS[method].title, (x, y), (3, 3), textcoords="offset points", fontsize=6)
+            label = f"{accuracy(cells):.1f}  {METHODS[method].title}"
+            axes.plot(x, accuracy(cells), linestyle="", markeredgecolor="black", **style(method), label=label)
         axes.set_xlabel(f"{title}, {name}")
         if name in ("M", "min"):  # over several powers of ten
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.15)
         axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("top-1, %")
+    every_axes[0].set_ylabel("top-1, %")
+    figure.legend(*every_axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
     figure.suptitle(TASKS[task].title)
     figure.savefig(path, dpi=100)
 
 
 def draw_curves(task: str, methods: dict[str, list[dict]], path: Path) -> None:
     """Training loss over the clips seen, a line a method (its first seed)."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    for method, cells in methods.items():
-        rows = [row for row in cells[0].get("history", []) if "train_loss" in row]
+    for method in sorted(methods, key=lambda m: -accuracy(methods[m])):
+        rows = [row for row in methods[method][0].get("history", []) if "train_loss" in row]
         if rows:
             scale = TASKS[task].clips_seen / rows[-1]["step"]
             x, y = [scale * row["step"] for row in rows], [row["train_loss"] for row in rows]
-            axes.plot(x, y, "--" if METHODS[method].cached else "-", label=METHODS[method].title)
+            line = "--" if METHODS[method].cached else "-"
+            axes.plot(x, y, line, color=style(method)["color"], label=METHODS[method].title)
     axes.set_xlabel("clips seen")
     axes.set_ylabel("training loss")
-    axes.legend(fontsize=7)
+    figure.legend(loc="outside right", fontsize=8)
     axes.grid(alpha=0.3)
     axes.set_title(TASKS[task].title)
     figure.savefig(path, dpi=100)
