@@ -59,7 +59,12 @@ from hf_i2v.data import (
 from hf_i2v.feature_cache import FeatureCache
 from hf_i2v.hub import CheckpointUploads, push_folder
 from hf_i2v.merging import merge_difference
-from hf_i2v.options import default_learning_rate, tuner_config, tuner_options
+from hf_i2v.options import (
+    default_learning_rate,
+    default_temporal_embedding_learning_rate,
+    tuner_config,
+    tuner_options,
+)
 from hf_i2v.probe_sweep import VJEPA2, probe_sweep, sweep_settings, write_table
 from hf_i2v.training.best import Evaluations
 from hf_i2v.training.checkpoints import CheckpointFolder
@@ -151,6 +156,8 @@ free("--per_device_train_batch_size", type=positive, default=8, help="clips")
 free("--gradient_accumulation_steps", type=positive, default=1, help="batches of a step")
 fixed("--learning_rate", type=float, help="the highest, after warming up; default: the tuner's own, docs/training.md")
 fixed("--head_learning_rate", type=float, help="of the classifier; default --learning_rate")
+where = "of what tells a frame's place in the clip; default --learning_rate, or without one the tuner's own"
+fixed("--temporal_embedding_learning_rate", type=float, help=where)
 fixed("--weight_decay", type=float, default=0.05, help="of matrices; biases, norms and embeddings have none")
 fixed("--adam_beta2", type=float, default=0.999, help="of AdamW")
 fixed("--max_grad_norm", type=float, help="clip the gradient's norm")
@@ -192,7 +199,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.tuner_config = list({pair.partition("=")[0]: pair for pair in args.tuner_config}.values())  # the last counts
     if args.tuner in ("full", "linear_probe") and args.tuner_config:
         OPTIONS.error(f"--tuner {args.tuner} has no options, but --tuner_config is {' '.join(args.tuner_config)}")
-    args.learning_rate = args.learning_rate or default_learning_rate(args.tuner)
+    if not args.learning_rate:
+        args.learning_rate = default_learning_rate(args.tuner)
+        args.temporal_embedding_learning_rate = (
+            args.temporal_embedding_learning_rate or default_temporal_embedding_learning_rate(args.tuner)
+        )
     if (args.load_best_model_at_end or args.early_stopping_patience) and not args.eval_steps:
         OPTIONS.error("--load_best_model_at_end and --early_stopping_patience need --eval_steps, how often to look")
     if args.ema_decay is not None and not 0 < args.ema_decay < 1:
@@ -273,10 +284,11 @@ def may_lack_gradients(model: nn.Module) -> bool:
 
 
 def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and embeddings without decay, the head with its own learning rate."""
+    """AdamW; biases, norms and embeddings without decay, the head and the temporal embedding with their own rates."""
     groups = {}
+    own_rates = {"classifier": args.head_learning_rate, ".i2v_embedding": args.temporal_embedding_learning_rate}
     for name, parameter in trained_parameters(model).items():
-        rate = args.head_learning_rate if args.head_learning_rate and "classifier" in name else args.learning_rate
+        rate = next((rate for part, rate in own_rates.items() if rate and part in name), args.learning_rate)
         is_embedding = re.search(r"\.temporal\.|temporal_embedding|position_embedding|class_embedding|cls_token", name)
         decay = 0.0 if parameter.ndim < 2 or is_embedding else args.weight_decay
         groups.setdefault((rate, decay), []).append(parameter)

@@ -40,10 +40,19 @@ BESIDE_METHODS = {"linear_probe": 1e-3, "full": 5e-5, "lora": 5e-4}  # learning 
 
 def default_learning_rate(tuner: str) -> float:
     """Of AdamW for a tuner of the training script: that of its method; of several joined by +, the lowest."""
-    names = [_imported(name) if ":" in name else name for name in tuner.split("+")]
     rates = BESIDE_METHODS | {name: method.learning_rate for name, method in METHODS.items()}
     # an unknown tuner is refused where it is made
-    return min(rates.get(name, I2VTunerConfig.learning_rate) for name in names)
+    return min(rates.get(name, I2VTunerConfig.learning_rate) for name in _method_names(tuner))
+
+
+def default_temporal_embedding_learning_rate(tuner: str) -> float | None:
+    """Of the temporal embedding, where a method of the tuner has one of its own; else None."""
+    rates = {name: method.temporal_embedding_learning_rate for name, method in METHODS.items()}
+    return min(filter(None, map(rates.get, _method_names(tuner))), default=None)
+
+
+def _method_names(tuner: str) -> list[str]:
+    return [_imported(name) if ":" in name else name for name in tuner.split("+")]
 
 
 def _imported(place: str) -> str:

@@ -179,6 +179,24 @@ def test_optimiser_groups(script, arguments):
     assert sum(map(len, groups.values())) == sum(p.requires_grad for p in model.parameters())
 
 
+def test_the_temporal_embedding_has_a_rate_of_its_own(script, arguments):
+    def rates(**options) -> dict[bool, set[float]]:
+        """Of the temporal embedding, and of the rest."""
+        args = script.parse_args(command_line(arguments | {"tuner": "aim"} | options))
+        model = script.build_model(args, ["dark", "light"])
+        names = {id(p): name for name, p in model.named_parameters()}
+        found = {True: set(), False: set()}
+        for group in script.build_optimizer(args, model).param_groups:
+            for p in group["params"]:
+                found[".temporal." in names[id(p)]].add(group["lr"])
+        return found
+
+    assert rates() == {True: {3e-3}, False: {1e-4}}
+    assert rates(learning_rate=3e-4) == {True: {3e-4}, False: {3e-4}}  # as the paper's recipes
+    assert rates(temporal_embedding_learning_rate=0.5) == {True: {0.5}, False: {1e-4}}
+    assert rates(tuner="zeroi2v") == {True: {3e-4}, False: {3e-4}}
+
+
 def test_clips_in_place_of_bad_videos_count_nothing(script, arguments):
     args = script.parse_args(command_line(arguments | {"classifier_dropout": 0, "tuner": "linear_probe"}))
     model = script.build_model(args, ["dark", "light"]).eval()

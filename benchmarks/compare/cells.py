@@ -46,10 +46,10 @@ def _method(title: str, tuner: str, *pairs: str, **more) -> Method:
     return Method(title, {"tuner": tuner, **({"tuner_config": list(pairs)} if pairs else {})}, **more)
 
 
-def _adapter(title: str, tuner: str, *pairs: str, **more) -> Method:
+def _adapter(title: str, tuner: str, *pairs: str, learning_rates=(1e-3,), **options) -> Method:
     """A slower head: DINOv2's features have a norm of 40, and the head's noise would drown what the adapter learns."""
-    method = _method(title, tuner, *pairs, **more)
-    return dataclasses.replace(method, options=method.options | {"head_learning_rate": 2e-4})
+    method = _method(title, tuner, *pairs, learning_rates=learning_rates)
+    return dataclasses.replace(method, options=method.options | {"head_learning_rate": 2e-4} | options)
 
 
 METHODS = {
@@ -75,7 +75,7 @@ METHODS = {
     "st_adapter": _adapter("ST-Adapter", "st_adapter"),
     "st_adapter_causal": _adapter("ST-Adapter, causal", "st_adapter", "causal=true"),
     "frame2freq": _adapter("Frame2Freq", "frame2freq"),
-    "aim": _adapter("AIM", "aim", learning_rates=(1e-4,)),  # with 3e-4 and more it soon answers every clip alike
+    "aim": _adapter("AIM", "aim", learning_rates=(1e-4,), temporal_embedding_learning_rate=3e-3),  # its defaults
     "zeroi2v_inti": _adapter("ZeroI2V + InTI", "zeroi2v+inti"),
     "zeroi2v_average": _adapter("ZeroI2V + plain averaging", "zeroi2v+ablations:PlainAverageConfig"),
     "st_adapter_inti": _adapter("ST-Adapter + InTI", "st_adapter+inti"),

@@ -32,6 +32,7 @@ class I2VTunerConfig(PeftConfig):
         method_name: its name in command lines and files, in lower case.
         title, paper: its name in the literature, and its paper ("arXiv 2310.01324").
         learning_rate: of AdamW, where the training script is given none; from its paper or its released recipes.
+        temporal_embedding_learning_rate: then, of the temporal embedding; None: the same.
         includes: names of methods that are a part of it. It does not compose with them.
         why_alone: the reason why it composes with no other method; None: it composes.
         why_not_causal: the reason why it has no causal form; None: it has one.
@@ -60,6 +61,7 @@ class I2VTunerConfig(PeftConfig):
     title: ClassVar[str]
     paper: ClassVar[str]
     learning_rate: ClassVar[float] = 3e-4
+    temporal_embedding_learning_rate: ClassVar[float | None] = None
     includes: ClassVar[tuple[str, ...]] = ()
     why_alone: ClassVar[str | None] = None
     why_not_causal: ClassVar[str | None] = "does not say that it has a causal form"
