@@ -76,8 +76,10 @@ METHODS = {
     "st_adapter_causal": _adapter("ST-Adapter, causal", "st_adapter", "causal=true"),
     "frame2freq": _adapter("Frame2Freq", "frame2freq"),
     "aim": _adapter("AIM", "aim", learning_rates=(1e-4,), temporal_embedding_learning_rate=3e-3),  # its defaults
-    "zeroi2v_inti": _adapter("ZeroI2V + InTI", "zeroi2v+inti"),
-    "zeroi2v_average": _adapter("ZeroI2V + plain averaging", "zeroi2v+ablations:PlainAverageConfig"),
+    "zeroi2v_inti": _adapter("ZeroI2V + InTI", "zeroi2v+inti", learning_rates=(3e-4,)),
+    "zeroi2v_average": _adapter(
+        "ZeroI2V + plain averaging", "zeroi2v+ablations:PlainAverageConfig", learning_rates=(3e-4,)
+    ),
     "st_adapter_inti": _adapter("ST-Adapter + InTI", "st_adapter+inti"),
 }
 
