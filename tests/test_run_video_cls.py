@@ -163,14 +163,19 @@ def test_tuners(script, arguments, tuner, tmp_path):
         assert (folder / "adapter_model.safetensors").exists()
 
 
-def test_optimiser_groups(script, arguments):
-    args = script.parse_args(command_line(arguments | {"head_learning_rate": 0.5, "weight_decay": 0.1}))
+def optimiser_groups(script, options) -> tuple[torch.nn.Module, dict[tuple[float, float], set[str]]]:
+    """The model, and {(learning rate, weight decay): names of its parameters}."""
+    args = script.parse_args(command_line(options))
     model = script.build_model(args, ["dark", "light"])
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = {
+    return model, {
         (group["lr"], group["weight_decay"]): {names[id(p)] for p in group["params"]}
         for group in script.build_optimizer(args, model).param_groups
     }
+
+
+def test_optimiser_groups(script, arguments):
+    model, groups = optimiser_groups(script, arguments | {"head_learning_rate": 0.5, "weight_decay": 0.1})
     assert all("classifier" in name for name in groups[(0.5, 0.1)] | groups[(0.5, 0.0)])
     assert all(name.endswith("weight") for name in groups[(3e-4, 0.1)])
     assert any(".temporal." in name for name in groups[(3e-4, 0.0)])
@@ -182,13 +187,11 @@ def test_optimiser_groups(script, arguments):
 def test_the_temporal_embedding_has_a_rate_of_its_own(script, arguments):
     def rates(**options) -> dict[bool, set[float]]:
         """Of the temporal embedding, and of the rest."""
-        args = script.parse_args(command_line(arguments | {"tuner": "aim"} | options))
-        model = script.build_model(args, ["dark", "light"])
-        names = {id(p): name for name, p in model.named_parameters()}
+        _, groups = optimiser_groups(script, arguments | {"tuner": "aim"} | options)
         found = {True: set(), False: set()}
-        for group in script.build_optimizer(args, model).param_groups:
-            for p in group["params"]:
-                found[".temporal." in names[id(p)]].add(group["lr"])
+        for (rate, _), names in groups.items():
+            for name in names:
+                found[".temporal." in name].add(rate)
         return found
 
     assert rates() == {True: {3e-3}, False: {1e-4}}

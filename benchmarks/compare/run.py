@@ -159,10 +159,13 @@ def main() -> int:
     num_failed = 0
     with ThreadPoolExecutor(args.jobs) as pool:
         running = {pool.submit(measure, cell, args): cell for cell in missing}
-        for done in tqdm(as_completed(running), total=len(running), unit="cell"):
-            cell, error = running[done], done.exception()
-            tqdm.write(f"{cell.name}: {error or json.dumps(done.result())}")
-            num_failed += error is not None
+        try:
+            for done in tqdm(as_completed(running), total=len(running), unit="cell"):
+                cell, error = running[done], done.exception()
+                tqdm.write(f"{cell.name}: {error or json.dumps(done.result())}")
+                num_failed += error is not None
+        finally:  # Ctrl-C: the pool would go through all that wait
+            pool.shutdown(wait=False, cancel_futures=True)
     return int(num_failed > 0)
 
 

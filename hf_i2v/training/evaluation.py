@@ -36,14 +36,17 @@ class Predictions(NamedTuple):
 
     def loss(self) -> float:
         """Mean cross-entropy of the averaged scores."""
-        right_N = self.scores_NK[np.arange(len(self.labels_N)), self.labels_N]
-        return float(-np.log(np.maximum(right_N, np.finfo(np.float32).tiny)).mean())
+        return float(-self.log_scores()[np.arange(len(self.labels_N)), self.labels_N].mean())
+
+    def log_scores(self) -> np.ndarray:
+        """(N, K), finite where a score is 0."""
+        return np.log(np.maximum(self.scores_NK, np.finfo(np.float32).tiny))
 
     def alike(self) -> str | None:
         """A warning where all videos have the same scores, so that none is told from another."""
         if len(self.ids_N) < MIN_VIDEOS:
             return None
-        spread = np.log(np.maximum(self.scores_NK, np.finfo(np.float32).tiny)).std(axis=0).max()
+        spread = self.log_scores().std(axis=0).max()
         if spread > ALIKE:
             return None
         return (
